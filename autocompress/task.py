@@ -1,0 +1,194 @@
+"""What a person brings: a module and data in four roles.
+
+Examples:
+    A task is one function, named in the study file as ``package.module:function`` or ``path/file.py:function``::
+
+        def my_task(seed: int = 0) -> Task:
+            return Task(
+                name="mine",
+                model=lambda: MyNet(),
+                train=train_set, validation=validation_set, selection=selection_set, test=test_set,
+            )
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autocompress.errors import TaskError
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+MetricFunction = Callable[[np.ndarray, np.ndarray], float]
+
+
+def top1(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Share of examples whose largest output is the target.
+
+    Args:
+        outputs: shape (n, classes), scores in any unit.
+        targets: shape (n,), class indices.
+
+    Returns:
+        In [0, 1].
+    """
+    return float(np.mean(outputs.argmax(axis=-1) == targets))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the base model is trained when the task brings no trained weights.
+
+    SGD with Nesterov momentum 0.9 and a one-cycle learning rate.
+
+    Attributes:
+        epochs: passes over the training split.
+        learning_rate: peak of the cycle.
+        batch_size: examples per step.
+        weight_decay: L2 penalty.
+    """
+
+    epochs: int = 20
+    learning_rate: float = 0.1
+    batch_size: int = 64
+    weight_decay: float = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model, its data in four roles, and how it is judged.
+
+    The roles are kept apart by code: *train* trains, recovers and calibrates; *validation* guides the search;
+    *selection* judges the finalists; *test* is opened once, for the models that are registered.
+
+    Attributes:
+        name: letters, digits, ``-`` and ``_``.
+        model: builds a fresh module; called once per process. Trained weights may already be in it (`trained`).
+        train, validation, selection, test: map-style datasets of ``(input tensor, target)``. A dataset may also
+            offer ``batch(indices: Tensor) -> (inputs, targets)``, which is used instead of item by item.
+        loss: ``(outputs, targets) -> scalar tensor``; cross entropy by default.
+        metric: ``(outputs (n, ...), targets (n, ...)) -> value in [0, 1]``, larger is better; top-1 by default.
+        trained: the module comes with trained weights, and is not trained again.
+        recipe: how to train it otherwise.
+        recovery_learning_rate: peak learning rate while a compressed module recovers.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    selection: Dataset[Any]
+    test: Dataset[Any]
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    metric: MetricFunction = top1
+    trained: bool = False
+    recipe: Recipe = field(default_factory=Recipe)
+    recovery_learning_rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without building the module."""
+        if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
+            raise TaskError(f"task.name: expected letters, digits, '-' or '_', got {self.name!r}")
+        if not callable(self.model):
+            raise TaskError(f"task.model: expected a function that builds a module, got {type(self.model).__name__}")
+        for role in ("train", "validation", "selection", "test"):
+            data = getattr(self, role)
+            if not isinstance(data, Sized) or len(data) == 0:
+                raise TaskError(f"task.{role}: expected a dataset with at least one example, got {data!r}")
+
+    def build(self) -> nn.Module:
+        """A fresh module from `model`.
+
+        Raises:
+            TaskError: the function raised, or did not return a module.
+        """
+        try:
+            module = self.model()
+        except Exception as error:
+            raise TaskError(f"task {self.name!r}: its model function raised {type(error).__name__}: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise TaskError(
+                f"task {self.name!r}: expected its model function to return a torch.nn.Module, "
+                f"got {type(module).__name__}"
+            )
+        return module
+
+    def example_input(self) -> Tensor:
+        """One training input with a batch axis, shape (1, ...)."""
+        return self.train[0][0].unsqueeze(0)
+
+
+def load_task(reference: str, arguments: Mapping[str, Any] | None = None) -> Task:
+    """Import the function that `reference` names and call it.
+
+    The function runs with its own copy of the global random state, so that it cannot change the study's.
+
+    Args:
+        reference: ``package.module:function`` or ``path/file.py:function``.
+        arguments: keyword arguments from the study file.
+
+    Raises:
+        TaskError: the module or function is missing, it raised or exited, or it returned no `Task`.
+    """
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise TaskError(f"task: expected 'package.module:function' or 'file.py:function', got {reference!r}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            function = getattr(_import(module_name), name, None)
+            if function is None:
+                raise TaskError(f"task: {module_name!r} has no function {name!r}")
+            task = function(**(arguments or {}))
+    except TaskError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"task function {reference!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"task function {reference!r}: expected it to return an autocompress.Task, got {type(task).__name__}"
+        )
+    return task
+
+
+def _import(module_name: str) -> ModuleType:
+    if not module_name.endswith(".py"):
+        return importlib.import_module(module_name)
+    path = Path(module_name).resolve()
+    spec = importlib.util.spec_from_file_location(f"autocompress_task_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise TaskError(f"task: no such file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def fetch(dataset: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples at `indices` as one batch.
+
+    Args:
+        dataset: map-style; its own ``batch(indices)`` is used if it has one.
+        indices: shape (n,), integers.
+
+    Returns:
+        Inputs of shape (n, ...) and targets of shape (n, ...).
+    """
+    batch = getattr(dataset, "batch", None)
+    if batch is not None:
+        inputs, targets = batch(indices)
+        return inputs, targets
+    items = [dataset[int(i)] for i in indices]
+    return torch.stack([x for x, _ in items]), torch.stack([torch.as_tensor(y) for _, y in items])
