@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ObjectiveName = Literal["accuracy", "latency_ms", "size_bytes", "macs", "parameters"]
@@ -42,7 +44,7 @@ def digest(value: Any) -> str:
 
 
 class Estimate(Record):
-    """A measured value with its 95% interval, in the objective's own unit. Without an interval, low == high == value."""
+    """A measured value with its 95% interval, in the objective's own unit. Without one, low == high == value."""
 
     value: float
     low: float
@@ -65,12 +67,14 @@ class Group(Record):
         width: number of channels in the dense network.
         layers: layers whose output channels are cut together, `name` first.
         consumers: layers whose input channels shrink with them.
+        norms: per-channel normalizations (BatchNorm, InstanceNorm) that shrink with them.
     """
 
     name: str
     width: Annotated[int, Field(ge=1)]
     layers: tuple[str, ...]
     consumers: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
 
 
 class Layer(Record):
@@ -169,6 +173,20 @@ class Plan(Record):
     def key(self) -> str:
         """Content hash, 16 hex digits: the identity of the physical candidate."""
         return digest(self)[:16]
+
+    @property
+    def words(self) -> str:
+        """The plan in a few words, such as ``"5 groups cut, 2 layers masked, 12 layers int8"``; ``"dense"`` for none."""
+        parts = [
+            f"{count} {what}{'' if count == 1 else 's'} {done}"
+            for count, what, done in (
+                (len(self.cuts), "group", "cut"),
+                (len(self.masks), "layer", "masked"),
+                (len(self.bits), "layer", "int8"),
+            )
+            if count
+        ]
+        return ", ".join(parts) or "dense"
 
     @property
     def is_dense(self) -> bool:
@@ -423,3 +441,18 @@ class Version(Record):
     def uri(self) -> str:
         """The MLflow address of exactly this version."""
         return f"models:/{self.model}/{self.version}"
+
+
+def minimized(values: Sequence[dict[str, Estimate]], objectives: Sequence[str]) -> np.ndarray:
+    """Objective values as an array in which every column is to be minimized.
+
+    Args:
+        values: n measurements' values by objective name.
+        objectives: m names, the columns.
+
+    Returns:
+        Shape (n, m), each column in its objective's unit; maximized objectives are negated.
+    """
+    signs = [-1.0 if name in MAXIMIZED else 1.0 for name in objectives]
+    rows = [[sign * v[name].value for name, sign in zip(objectives, signs, strict=True)] for v in values]
+    return np.array(rows, dtype=float).reshape(len(values), len(objectives))

@@ -1,0 +1,255 @@
+"""The command line. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 done; 1 an error; 2 wrong input, nothing created; 3 no candidate meets the constraints; 4 registered
+bytes do not show what their card claims; 130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from autocompress.errors import AutocompressError, ConfigError, InterruptedStudyError
+
+app = typer.Typer(
+    name="autocompress",
+    help="Search sparsity, bits and width of a network together, on measured latency, and register the front.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of a study.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the study file.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+def main() -> None:
+    """Entry point: run a command, turn errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except AutocompressError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the same command continues the study", InterruptedStudyError.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            _fail(f"{error.format_message()}\nTry: autocompress --help", ConfigError.exit_code)
+        raise
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"autocompress: {message}\n")
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+@app.command()
+def run(study: StudyArgument, changes: SetOption = None) -> None:
+    """Run a study, or continue it, through the Prefect flow.
+
+    Example: `autocompress run digits --set search.trials=48`
+    """
+    loaded = _load(study, changes)
+    from autocompress.cli.printing import print_outcome
+    from autocompress.report.terminal import Progress
+
+    with Progress() as progress:
+        from autocompress.flows.compress import run as run_flow
+
+        outcome = run_flow(loaded, listener=progress)
+    print_outcome(outcome)
+
+
+@app.command()
+def validate(study: StudyArgument, changes: SetOption = None) -> None:
+    """Check a study file without importing its task or creating anything.
+
+    Example: `autocompress validate study.yaml`
+    """
+    loaded = _load(study, changes)
+    sys.stdout.write(f"{study}: valid. {loaded.search.trials} trials of {loaded.task.factory}\n")
+
+
+@app.command()
+def status(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Show how far a study is: trials by state, reasons of failures, the front so far.
+
+    Example: `autocompress status digits`
+    """
+    from autocompress.pipeline.views import study_status
+    from autocompress.cli.printing import print_status
+
+    view = study_status(_load(study))
+    if as_json:
+        _print_json(view.model_dump(mode="json"))
+    else:
+        print_status(view)
+
+
+@app.command()
+def front(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Show the final front: objectives with intervals, plan, registered version, sha256.
+
+    Example: `autocompress front digits --json`
+    """
+    from autocompress.pipeline.views import study_front
+    from autocompress.cli.printing import print_front
+
+    view = study_front(_load(study))
+    if as_json:
+        _print_json(view.model_dump(mode="json"))
+    else:
+        print_front(view)
+
+
+@app.command()
+def pick(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")],
+    maximum: Annotated[
+        list[str] | None, typer.Option("--max", metavar="OBJECTIVE=VALUE", help="Largest acceptable value.")
+    ] = None,
+    minimum: Annotated[
+        list[str] | None, typer.Option("--min", metavar="OBJECTIVE=VALUE", help="Smallest acceptable value.")
+    ] = None,
+    prefer: Annotated[
+        Literal["fastest", "knee", "smallest", "accurate"], typer.Option(help="Which of those that qualify.")
+    ] = "knee",
+    download: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model and its card here.")] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where studies are kept, for the default store.")] = Path(
+        "autocompress-runs"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Pick one registered version by constraint.
+
+    Example: `autocompress pick digits --max latency_ms=1.0 --min accuracy=0.95 --prefer fastest --download out`
+    """
+    from autocompress.pipeline.views import pick_version
+    from autocompress.cli.printing import print_pick
+
+    view = pick_version(
+        model,
+        minimum=_bounds("--min", minimum),
+        maximum=_bounds("--max", maximum),
+        prefer=prefer,
+        download=download,
+        output=output,
+    )
+    if as_json:
+        _print_json(view.model_dump(mode="json"))
+    else:
+        print_pick(view)
+
+
+@app.command()
+def verify(
+    model_uri: Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where studies are kept, for the default store.")] = Path(
+        "autocompress-runs"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute, from the registered bytes alone, what a version's card claims. Exit code 4 if it does not hold.
+
+    Example: `autocompress verify models:/digits@knee`
+    """
+    from autocompress.pipeline.verify import verify_version
+    from autocompress.cli.printing import print_verification
+
+    view = verify_version(model_uri, output=output)
+    if as_json:
+        _print_json(view.model_dump(mode="json"))
+    else:
+        print_verification(view)
+    if not view.holds:
+        raise typer.Exit(4)
+
+
+@app.command()
+def profile(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Profile the dense model: groups, latency per layer, sensitivity per group.
+
+    Example: `autocompress profile digits`
+    """
+    from autocompress.pipeline.run import StudyRun
+    from autocompress.cli.printing import print_profile
+    from autocompress.report.terminal import Progress
+
+    one = StudyRun(_load(study))
+    with Progress() as progress:
+        from autocompress.pipeline.progress import reporting_to
+
+        with reporting_to(progress), one.opened():
+            one.prepare()
+            found = one.profile()
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print_profile(found)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show versions, runtimes and this host: what works here and what does not.
+
+    Example: `autocompress doctor`
+    """
+    from autocompress.pipeline.doctor import examine
+    from autocompress.cli.printing import print_doctor
+
+    view = examine()
+    if as_json:
+        _print_json(view.model_dump(mode="json"))
+    else:
+        print_doctor(view)
+    if not view.healthy:
+        raise typer.Exit(1)
+
+
+def _load(study: str, changes: list[str] | None = None) -> Any:
+    """The study in a file, or the one that a name stands for: run here before, or packaged."""
+    from autocompress.config import find_study
+
+    return find_study(study, changes or ())
+
+
+def _bounds(option: str, texts: list[str] | None) -> dict[str, float]:
+    from typing import get_args
+
+    from autocompress.records import ObjectiveName
+
+    bounds: dict[str, float] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        if name not in get_args(ObjectiveName):
+            known = ", ".join(get_args(ObjectiveName))
+            raise ConfigError(f"{option}: expected OBJECTIVE=VALUE with one of {known}, got {text!r}")
+        try:
+            bounds[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"{option}: expected a number after '=', got {text!r}") from None
+    return bounds
+
+

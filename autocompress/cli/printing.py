@@ -1,0 +1,205 @@
+"""What the commands print: tables and short lines on standard output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autocompress.records import Estimate
+
+if TYPE_CHECKING:
+    from autocompress.pipeline.doctor import Examination
+    from autocompress.pipeline.profile import Profile
+    from autocompress.pipeline.run import Outcome
+    from autocompress.pipeline.verify import Verification
+    from autocompress.pipeline.views import FrontRow, FrontView, PickView, StatusView
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is not a terminal."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=140)
+
+
+def interval(estimate: Estimate, digits: int, scale: float = 1.0) -> str:
+    """``value [low, high]``; the value alone if it is exact."""
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
+    return value if low == high else f"{value} [{low}, {high}]"
+
+
+def kibibytes(size: float) -> str:
+    """A size in KiB or MiB."""
+    return f"{size / 1024:.0f} KiB" if size < 1024 * 1024 else f"{size / 1024 / 1024:.2f} MiB"
+
+
+def front_table(view: FrontView) -> Table:
+    """The members of a front, fastest first."""
+    final = view.stage == "final"
+    title = f"{view.study}: final front" if final else f"{view.study}: front so far (search fidelity)"
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("accuracy %, 95%", no_wrap=True)
+    if final:
+        table.add_column("test %", justify="right")
+    table.add_column("latency ms, 95%", no_wrap=True)
+    table.add_column("of dense", justify="right")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("plan")
+    table.add_column("sha256", no_wrap=True)
+    if final:
+        table.add_column("version")
+    for row in view.rows:
+        table.add_row(*_cells(row, final))
+    return table
+
+
+def _cells(row: FrontRow, final: bool) -> list[str]:
+    test = [f"{100 * row.test.value:.2f}" if row.test else ""] if final else []
+    names = ", ".join(row.aliases)
+    version = [escape(f"{_number(row.uri)} {names}".strip()) if row.uri else "not registered"] if final else []
+    return [
+        escape(interval(row.values["accuracy"], 2, 100.0)),
+        *test,
+        escape(interval(row.values["latency_ms"], 3)),
+        f"{row.ratio.value:.3f}",
+        kibibytes(row.values["size_bytes"].value),
+        escape(row.summary),
+        row.sha256[:12],
+        *version,
+    ]
+
+
+def _number(uri: str) -> str:
+    return f"v{uri.rsplit('/', 1)[-1]}"
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """The end of a run: the front, where everything is, what to try next."""
+    out = console()
+    out.print()
+    out.print(front_table(outcome.front))
+    out.print()
+    model = outcome.versions[0].model if outcome.versions else ""
+    numbers = ", ".join(str(v.version) for v in outcome.versions)
+    seconds = sum(outcome.seconds.values())
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in outcome.seconds.items())
+    out.print(f"report    {escape(outcome.page)}", soft_wrap=True)
+    out.print(f"registry  model {escape(model)}, versions {numbers}, in {escape(outcome.tracking)}", soft_wrap=True)
+    out.print(f"time      {seconds:.0f} s ({parts})", soft_wrap=True)
+    out.print(f"next      autocompress pick {escape(model)} --min accuracy=0.95 --prefer fastest --download picked")
+
+
+def print_front(view: FrontView) -> None:
+    """The front, or that there is none yet."""
+    if not view.rows:
+        console().print(f"{escape(view.study)}: no front yet; run the study first")
+        return
+    console().print(front_table(view))
+
+
+def print_status(view: StatusView) -> None:
+    """State, trials, reasons and the front so far."""
+    out = console()
+    out.print(f"study     {escape(view.study)} ({view.state})")
+    out.print(f"folder    {escape(view.folder)}", soft_wrap=True)
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(view.counts.items())) or "none yet"
+    out.print(f"trials    {view.done} of {view.total} ({counts})")
+    for reason, number in view.reasons.items():
+        out.print(f"  failed  {number} x {escape(reason)}", soft_wrap=True)
+    if view.front.rows:
+        out.print(f"front     {len(view.front.rows)} members, hypervolume of the search {view.hypervolume:.3f}")
+        out.print()
+        out.print(front_table(view.front))
+    if view.state == "stopped":
+        out.print("\nThe same 'autocompress run' command continues it.")
+
+
+def print_pick(view: PickView) -> None:
+    """The picked version and how to use it."""
+    out = console()
+    names = f" ({', '.join(view.aliases)})" if view.aliases else ""
+    out.print(f"[bold]{escape(view.uri)}[/bold]{escape(names)}, preferring {view.prefer}")
+    test = f"; test {100 * view.test_accuracy:.2f}%" if view.test_accuracy is not None else ""
+    out.print(f"accuracy  {escape(interval(view.values['accuracy'], 2, 100.0))} %{test}")
+    out.print(f"latency   {escape(interval(view.values['latency_ms'], 3))} ms")
+    out.print(f"size      {kibibytes(view.values['size_bytes'].value)}")
+    out.print(f"plan      {escape(view.plan)}")
+    out.print(f"sha256    {view.sha256}")
+    if view.downloaded:
+        out.print(f"written   {escape(view.downloaded)}", soft_wrap=True)
+
+
+def print_verification(view: Verification) -> None:
+    """Each claim with what was found."""
+    table = Table(title=escape(view.uri), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("claim", "on the card", "found here", ""):
+        table.add_column(name, overflow="fold")
+    for check in view.checks:
+        style = {"holds": "green", "differs": "bold red"}.get(check.outcome, "yellow")
+        table.add_row(
+            escape(check.name), escape(check.claimed), escape(check.found), f"[{style}]{check.outcome}[/{style}]"
+        )
+    console().print(table)
+    console().print("\nThe card holds." if view.holds else "\nThe card does not hold.")
+
+
+def print_profile(found: Profile) -> None:
+    """Groups with width, layers, share of time and sensitivity; what is left dense."""
+    out = console()
+    total = sum(n.milliseconds for n in found.latency) or 1.0
+    times = {n.node: n.milliseconds for n in found.latency}
+    kl = {s.group: s for s in found.sensitivity}
+    table = Table(title="groups", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("group", "width", "layers", "share of time", "KL when halved, nats"):
+        table.add_column(name, justify="left" if name in ("group", "layers") else "right")
+    for group in found.structure.groups:
+        share = sum(ms for node, ms in times.items() if any(_belongs(node, layer) for layer in group.layers)) / total
+        sensitivity = kl.get(group.name)
+        table.add_row(
+            escape(group.name),
+            str(group.width),
+            escape(", ".join(group.layers)),
+            f"{100 * share:.1f}%",
+            f"{sensitivity.kl:.4f}" if sensitivity else "too narrow",
+        )
+    out.print(table)
+    out.print()
+    nodes = Table(title="slowest nodes", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("node", "operation", "ms", "share"):
+        nodes.add_column(name, justify="left" if name in ("node", "operation") else "right")
+    for node in sorted(found.latency, key=lambda n: -n.milliseconds)[:12]:
+        share = f"{100 * node.milliseconds / total:.1f}%"
+        nodes.add_row(escape(node.node), escape(node.operation), f"{node.milliseconds:.4f}", share)
+    out.print(nodes)
+    out.print(f"\nspace     {escape(found.space)}", soft_wrap=True)
+    for left in found.structure.left_dense:
+        out.print(f"dense     {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
+
+
+def _belongs(node: str, layer: str) -> bool:
+    return node == layer or node.startswith((f"{layer}_", f"{layer}/"))
+
+
+def print_doctor(view: Examination) -> None:
+    """Versions, runtimes, host."""
+    out = console()
+    out.print(f"python    {view.python} on {escape(view.system)}")
+    host = view.host
+    out.print(f"host      {escape(host.cpu)}, {host.cores} cores, {host.memory_gb} GiB, fingerprint {host.key}")
+    out.print(f"target    {escape(view.target)}")
+    table = Table(box=None, pad_edge=False)
+    for name in ("runtime", "version", "", "what works"):
+        table.add_column(name)
+    for runtime in view.runtimes:
+        mark = "[green]works[/green]" if runtime.works else "[yellow]no[/yellow]"
+        table.add_row(escape(runtime.name), runtime.version or "", mark, escape(runtime.detail))
+    out.print(table)
+    libraries = Table(box=None, pad_edge=False)
+    for name in ("library", "version"):
+        libraries.add_column(name)
+    for name, version in view.versions.items():
+        libraries.add_row(name, version)
+    out.print(libraries)
+    out.print("\nA study can run here." if view.healthy else "\nA study cannot run here: see what is missing above.")

@@ -1,0 +1,1 @@
+"""Which candidates are worth keeping: dominance, hypervolume, and policies that pick one."""

@@ -1,0 +1,164 @@
+"""How good a set of candidates is, as one number, and how that number grew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import moocore
+import numpy as np
+
+from autocompress.front.dominance import checked, non_dominated
+from autocompress.records import Baseline, Fidelity, Role, TrialRecord
+
+#: How much more error than the dense model's still counts, as a share of all examples.
+ERROR_MARGIN = 0.10
+
+
+class TracePoint(NamedTuple):
+    """The state of a search when a trial ended.
+
+    Attributes:
+        seconds: time since the search began, in which at least one trial was running.
+        hypervolume: normalised, in [0, 1].
+        trials: trials that had ended, failed ones as well.
+    """
+
+    seconds: float
+    hypervolume: float
+    trials: int
+
+
+def baseline_values(baseline: Baseline, role: Role) -> dict[str, float]:
+    """The dense model's value of every objective, its accuracy on the split `role`.
+
+    Raises:
+        ValueError: the baseline was not evaluated on that split.
+    """
+    if role not in baseline.accuracy:
+        raise ValueError(f"baseline.accuracy: expected the split {role!r}, got {sorted(baseline.accuracy)}")
+    return {
+        "accuracy": baseline.accuracy[role].value,
+        "latency_ms": baseline.latency_ms,
+        "size_bytes": float(baseline.artifact.size_bytes),
+        "macs": float(baseline.artifact.macs),
+        "parameters": float(baseline.artifact.parameters),
+    }
+
+
+def hypervolume(values: Sequence[Mapping[str, float]], dense: Mapping[str, float], objectives: Sequence[str]) -> float:
+    """Share of the box between the ideal and the reference point that the set dominates.
+
+    The box is fixed by the dense model, so that values are comparable between searches on the same model, data and
+    host: error = 1 - accuracy spans [0, dense error + 0.10], and every cost spans [0, dense cost]. Adding a point
+    never lowers the value. A point beyond the box in any objective adds nothing; so neither does the dense model.
+
+    Args:
+        values: n points; each has a finite value for every objective.
+        dense: the dense model's value for every objective, in the same units.
+        objectives: m distinct names.
+
+    Returns:
+        In [0, 1]; 0 for no points.
+
+    Raises:
+        ValueError: an objective is missing, a value is not finite, or a dense cost is not above 0.
+
+    References:
+        Zitzler and Thiele, 1998, "Multiobjective optimization using evolutionary algorithms"; computed by moocore.
+    """
+    points = _normalised(values, dense, objectives)
+    if len(points) == 0:
+        return 0.0
+    return float(min(1.0, max(0.0, moocore.hypervolume(points, ref=np.ones(len(objectives))))))
+
+
+def trace(trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequence[str]) -> list[TracePoint]:
+    """Hypervolume of the search's front after each trial that ended, in the order in which they ended.
+
+    A trial counts for its value if it is complete, violates no constraint and, where latency is an objective, was not
+    read under noise. Time in which no trial was running, as between an interruption and its resumption, is left out.
+
+    Args:
+        trials: the ledger's rows, in any order; those that have not ended are passed over.
+        baseline: the dense model, evaluated on the validation split.
+        objectives: names of the search's objectives.
+
+    Returns:
+        One point per ended trial.
+
+    Raises:
+        ValueError: trials of unlike fidelity, which must not be compared, or a value that is missing or not finite.
+    """
+    dense = baseline_values(baseline, "validation")
+    ended = sorted(
+        ((t.finished, t.number, t) for t in trials if t.state in ("complete", "failed") and t.finished is not None),
+        key=lambda item: item[:2],
+    )
+    _same_fidelity(t for _, _, t in ended)
+    clock = _BusyClock((t.started or finished, finished) for finished, _, t in ended)
+    points = np.empty((0, len(objectives)))
+    result: list[TracePoint] = []
+    volume = 0.0
+    for count, (finished, _, trial) in enumerate(ended, start=1):
+        if counts(trial, objectives) and trial.measurement is not None:
+            values = {name: estimate.value for name, estimate in trial.measurement.values.items()}
+            points = np.concatenate([points, _normalised([values], dense, objectives)])
+            points = points[non_dominated(points)]
+            volume = max(volume, float(moocore.hypervolume(points, ref=np.ones(len(objectives)))))
+        result.append(TracePoint(clock.seconds(finished), min(1.0, volume), count))
+    return result
+
+
+def counts(trial: TrialRecord, objectives: Sequence[str]) -> bool:
+    """Whether a trial's values may enter a front: complete, feasible, and no noisy latency among its objectives."""
+    if not trial.feasible or trial.measurement is None:
+        return False
+    return not (trial.measurement.latency.noisy and "latency_ms" in objectives)
+
+
+def _normalised(
+    values: Sequence[Mapping[str, float]], dense: Mapping[str, float], objectives: Sequence[str]
+) -> np.ndarray:
+    """Points as shape (n, m), minimized, the box being [0, 1] in every column."""
+    columns = []
+    for name in objectives:
+        for row in (dense, *values):
+            if name not in row:
+                raise ValueError(f"objective {name!r}: expected a value in every point, got {sorted(row)}")
+        column = np.array([row[name] for row in values], dtype=float)
+        if name == "accuracy":
+            columns.append((1.0 - column) / (1.0 - dense[name] + ERROR_MARGIN))
+        elif dense[name] > 0:
+            columns.append(column / dense[name])
+        else:
+            raise ValueError(f"dense {name}: expected a value > 0, got {dense[name]}")
+    return checked(np.stack(columns, axis=1)) if columns else checked(np.empty((len(values), 0)))
+
+
+def _same_fidelity(trials: Iterable[TrialRecord]) -> None:
+    """Refuse trials that were not trained alike. The dense plan is not trained at all, and fits any."""
+    seen: dict[Fidelity, int] = {}
+    for trial in trials:
+        if trial.measurement is not None and not (trial.plan is not None and trial.plan.is_dense):
+            seen.setdefault(trial.measurement.fidelity, trial.number)
+    if len(seen) > 1:
+        told = ", ".join(f"trial {number} at {f.epochs:g} epochs, rung {f.rung}" for f, number in seen.items())
+        raise ValueError(f"trials: expected one fidelity, since others are not comparable, got {told}")
+
+
+class _BusyClock:
+    """Seconds that are covered by at least one of the given intervals."""
+
+    def __init__(self, spans: Iterable[tuple[datetime, datetime]]) -> None:
+        self._merged: list[list[datetime]] = []
+        for start, end in sorted(spans):
+            if self._merged and start <= self._merged[-1][1]:
+                self._merged[-1][1] = max(self._merged[-1][1], end)
+            else:
+                self._merged.append([start, max(start, end)])
+
+    def seconds(self, until: datetime) -> float:
+        """Covered seconds before `until`."""
+        return sum((min(end, until) - start).total_seconds() for start, end in self._merged if start < until)

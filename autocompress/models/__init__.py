@@ -1,0 +1,1 @@
+"""Reference networks and the strict reading of their weights."""

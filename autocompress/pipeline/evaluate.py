@@ -1,0 +1,159 @@
+"""Evaluate one candidate, inside its own killable process: compress, recover, export, measure; or answer from cache."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autocompress.cluster.slot import ExclusiveSlot
+from autocompress.compress.engine import Compressed, compress
+from autocompress.config import Study
+from autocompress.errors import AutocompressError
+from autocompress.measure.latency import measure
+from autocompress.pipeline.folder import StudyFolder, read_record, write_record
+from autocompress.pipeline.prepare import Prepared, Workbench, data_identity, judge
+from autocompress.records import Estimate, EvaluatorReference, Fidelity, Measurement, Plan, Role, digest
+from autocompress.rng import derive_seed
+
+
+def evaluator_of(bench: Workbench) -> EvaluatorReference:
+    """How another process builds the evaluator of this study. The ledger's address stays here."""
+    return EvaluatorReference(
+        factory="autocompress.pipeline.evaluate:build_evaluator",
+        arguments={"folder": str(bench.folder.root)},
+    )
+
+
+def build_evaluator(folder: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The function that a candidate's process answers requests with.
+
+    Args:
+        folder: the study's folder, prepared.
+
+    Returns:
+        ``evaluate({"plan": ..., "fidelity": ..., "role": ...}) -> measurement``, all in JSON.
+    """
+    torch.set_num_threads(1)
+    place = StudyFolder(Path(folder))
+    study = Study.model_validate_json(place.study.read_bytes())
+    prepared = read_record(place.prepared, Prepared)
+    if prepared is None:
+        raise AutocompressError(f"{place.prepared} is missing: prepare the study first")
+    evaluator = Evaluator(Workbench(study, place, prepared))
+
+    def evaluate(request: dict[str, Any]) -> dict[str, Any]:
+        measurement = evaluator(
+            Plan.model_validate(request["plan"]), Fidelity.model_validate(request["fidelity"]), request["role"]
+        )
+        return measurement.model_dump(mode="json")
+
+    return evaluate
+
+
+class Evaluator:
+    """``(plan, fidelity, role) -> Measurement``; equal physical candidates are evaluated once."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._slot = ExclusiveSlot(bench.folder.slot)
+
+    def __call__(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
+        """Measure the plan's artifact, or give the earlier measurement of the same physical candidate.
+
+        Args:
+            plan: what to build.
+            fidelity: how long it recovers.
+            role: ``"validation"`` in a search, ``"selection"`` for finalists.
+        """
+        bench = self._bench
+        key = digest(
+            {
+                "plan": plan.key,
+                "model": bench.prepared.model_sha256,
+                "data": data_identity(bench.prepared),
+                "code": bench.prepared.task_code_sha256,
+                "target": bench.study.target.model_dump(mode="json"),
+                "host": bench.host.key,
+                "fidelity": fidelity.model_dump(mode="json"),
+                "role": role,
+                "seed": bench.study.seed,
+            }
+        )
+        path = bench.folder.root / "cache" / f"{key}.json"
+        with _alone(path.with_suffix(".lock")):
+            earlier = read_record(path, Measurement)
+            if earlier is not None and bench.folder.artifact(earlier.artifact.sha256).is_file():
+                return earlier.model_copy(update={"cached": True})
+            measurement = self._evaluate(plan, fidelity, role)
+            write_record(path, measurement)
+            return measurement
+
+    def _evaluate(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
+        bench = self._bench
+        compressed = compress(
+            bench.task,
+            bench.dense,
+            plan,
+            bench.prepared.structure,
+            bench.statistics,
+            epochs=fidelity.epochs,
+            seed=derive_seed(bench.study.seed, "compress", plan.key),
+            guard=self._slot.training,
+        )
+        session = bench.target.prepare(compressed.model)
+        started = time.monotonic()
+        with self._slot.training():
+            quality = judge(session, bench.task, role, bench.study.seed)
+        judged = time.monotonic()
+        with self._slot.measuring():
+            entered = time.monotonic()
+            reading = measure(
+                [session],
+                bench.dense_session,
+                bench.inputs,
+                seed=derive_seed(bench.study.seed, "latency", plan.key),
+            )[0]
+        bench.folder.write_artifact(compressed.model)
+        return Measurement(
+            plan_key=plan.key,
+            fidelity=fidelity,
+            role=role,
+            values=values_of(compressed, quality, reading.latency_ms),
+            artifact=compressed.artifact,
+            latency=reading,
+            host=bench.host,
+            agreement=compressed.agreement,
+            seconds={
+                **compressed.seconds,
+                "quality": judged - started,
+                "wait": entered - judged,
+                "latency": time.monotonic() - entered,
+            },
+            warnings=compressed.warnings,
+        )
+
+
+def values_of(compressed: Compressed, quality: Estimate, latency_ms: Estimate) -> dict[str, Estimate]:
+    """Every objective of an artifact, by name."""
+    return {
+        "accuracy": quality,
+        "latency_ms": latency_ms,
+        "size_bytes": Estimate.exact(compressed.artifact.size_bytes),
+        "macs": Estimate.exact(compressed.artifact.macs),
+        "parameters": Estimate.exact(compressed.artifact.parameters),
+    }
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time for a physical candidate: the second finds the first one's answer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,220 @@
+"""Finalists: the front's members recovered in full, measured afresh, judged on data that the search never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autocompress.cluster.pool import run_jobs
+from autocompress.errors import NoCandidateError, SearchError
+from autocompress.front.dominance import non_dominated
+from autocompress.front.finalists import choose_finalists
+from autocompress.front.selection import Point, nearest
+from autocompress.measure.latency import measure
+from autocompress.pipeline.evaluate import evaluator_of
+from autocompress.pipeline.folder import read_record, write_record
+from autocompress.pipeline.identity import code_digest, dataset_digest
+from autocompress.pipeline.prepare import Workbench, judge
+from autocompress.pipeline.progress import reporter
+from autocompress.records import (
+    Baseline,
+    Estimate,
+    Fidelity,
+    Finalist,
+    LatencyReading,
+    Measurement,
+    Record,
+    Role,
+    TrialRecord,
+    digest,
+    minimized,
+)
+from autocompress.rng import derive_seed
+
+#: The rung of finalists: recovery in full.
+FULL = -1
+
+
+class Finals(Record):
+    """The outcome of the finalists' stage.
+
+    Attributes:
+        key: what it was made from: plans, recovery, data. Another key makes the stage run again.
+        baseline: the dense model with its accuracy on selection and test as well.
+        data_sha256: role -> hash, of all four roles.
+        code_sha256: of autocompress and the task function's module, when this was made.
+        failed: trial number -> reason, of finalists that could not be recovered or measured.
+    """
+
+    key: str
+    finalists: tuple[Finalist, ...]
+    baseline: Baseline
+    data_sha256: dict[str, str]
+    code_sha256: str
+    failed: dict[int, str] = {}
+
+    @property
+    def front(self) -> tuple[Finalist, ...]:
+        """The final front."""
+        return tuple(f for f in self.finalists if f.on_front)
+
+
+class OpenedTest(Record):
+    """Test accuracy by artifact: measured once, never again."""
+
+    accuracy: dict[str, Estimate] = {}
+
+
+def finalists(bench: Workbench, trials: Sequence[TrialRecord]) -> Finals:
+    """Recover the front's members in full, measure them together, and open the test split for the final front.
+
+    Raises:
+        NoCandidateError: no finalist meets the constraints; the message names the nearest ones.
+        SearchError: every finalist failed; the message has the first cause.
+    """
+    study, folder, report = bench.study, bench.folder, reporter()
+    chosen = _choose(bench, trials)
+    fidelity = Fidelity(epochs=study.finalists.recovery_epochs, rung=FULL)
+    key = digest(
+        {
+            "plans": [t.plan.key for t in chosen if t.plan],
+            "fidelity": fidelity.model_dump(mode="json"),
+            "model": bench.prepared.model_sha256,
+            "bounds": [b.name for b in study.bounds],
+            "host": bench.host.key,
+        }
+    )
+    earlier = read_record(folder.finalists, Finals)
+    if earlier is not None and earlier.key == key:
+        report.stage("finalists", f"{len(earlier.finalists)} finalists are there already")
+        return earlier
+
+    report.stage("finalists", f"recovering {len(chosen)} finalists, {fidelity.epochs:g} epochs each")
+    requests = [
+        {
+            "plan": trial.plan.model_dump(mode="json") if trial.plan else {},
+            "fidelity": fidelity.model_dump(mode="json"),
+            "role": "selection",
+        }
+        for trial in chosen
+    ]
+    ended = 0
+
+    def told(index: int, outcome: object) -> None:
+        nonlocal ended
+        ended += 1
+        report.stage("finalists", f"recovered {ended} of {len(chosen)}, {fidelity.epochs:g} epochs each")
+
+    outcomes = run_jobs(
+        evaluator_of(bench),
+        requests,
+        workers=study.search.workers,
+        timeout_s=study.finalists.timeout_s,
+        memory_gb=study.search.memory_gb,
+        logs=folder.logs,
+        on_result=told,
+    )
+    failed = {t.number: str(o) for t, o in zip(chosen, outcomes, strict=True) if isinstance(o, Exception)}
+    measured = [
+        (t, Measurement.model_validate(o)) for t, o in zip(chosen, outcomes, strict=True) if not isinstance(o, Exception)
+    ]
+    if not measured:
+        raise SearchError(f"all {len(chosen)} finalists failed; the first: {next(iter(failed.values()))}")
+
+    report.stage("finalists", f"measuring {len(measured)} finalists afresh, side by side")
+    fresh = _measure_together(bench, [m for _, m in measured])
+    front = _front(bench, fresh)
+    baseline = bench.prepared.baseline
+    baseline = baseline.model_copy(
+        update={
+            "accuracy": {
+                **baseline.accuracy,
+                "selection": judge(bench.dense_session, bench.task, "selection", study.seed),
+                "test": _open_test(bench, baseline.artifact.sha256),
+            }
+        }
+    )
+    result = Finals(
+        key=key,
+        finalists=tuple(
+            Finalist(
+                number=trial.number,
+                plan=trial.plan,
+                search=trial.measurement,
+                final=final,
+                test=_open_test(bench, final.artifact.sha256) if on_front else None,
+                on_front=on_front,
+            )
+            for (trial, _), final, on_front in zip(measured, fresh, front, strict=True)
+            if trial.plan is not None and trial.measurement is not None
+        ),
+        baseline=baseline,
+        data_sha256={
+            **bench.prepared.data_sha256,
+            **{role: dataset_digest(getattr(bench.task, role)) for role in ("selection", "test")},
+        },
+        code_sha256=code_digest(study.task.factory),
+        failed=failed,
+    )
+    write_record(folder.finalists, result)
+    return result
+
+
+def as_point(identifier: str, measurement: Measurement) -> Point:
+    """A measurement's values alone."""
+    return Point(id=identifier, values={name: e.value for name, e in measurement.values.items()})
+
+
+def _choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Feasible trials, one per physical candidate, by non-dominated rank, spread out."""
+    complete = {t.plan.key: t for t in reversed(trials) if t.state == "complete" and t.plan is not None}
+    feasible = [t for t in complete.values() if t.feasible]
+    if not feasible:
+        points = [as_point(f"trial {t.number}", t.measurement) for t in complete.values() if t.measurement]
+        raise NoCandidateError(
+            f"no candidate of study {bench.study.name!r} meets its constraints.\n" + nearest(points, bench.study.bounds)
+        )
+    points = minimized([t.measurement.values for t in feasible if t.measurement], bench.study.objectives)
+    return [feasible[i] for i in choose_finalists(points, bench.study.finalists.count)]
+
+
+def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> list[Measurement]:
+    """The finalists' latency, all interleaved with the dense baseline in one reading while nothing trains."""
+    sessions = [bench.target.prepare(bench.folder.read_artifact(m.artifact.sha256)) for m in measured]
+    readings: list[LatencyReading] = measure(
+        sessions,
+        bench.dense_session,
+        bench.inputs,
+        seed=derive_seed(bench.study.seed, "latency", "finalists"),
+    )
+    return [
+        m.model_copy(update={"latency": r, "values": {**m.values, "latency_ms": r.latency_ms}})
+        for m, r in zip(measured, readings, strict=True)
+    ]
+
+
+def _front(bench: Workbench, measured: Sequence[Measurement]) -> list[bool]:
+    """Which finalists are feasible and dominated by no other feasible one, on the selection split."""
+    bounds = bench.study.bounds
+    feasible = [all(b.violation(m.values[b.objective].value) <= 0 for b in bounds) for m in measured]
+    if not any(feasible):
+        points = [as_point(m.plan_key, m) for m in measured]
+        raise NoCandidateError(
+            f"no finalist of study {bench.study.name!r} meets its constraints after full recovery.\n"
+            + nearest(points, bounds)
+        )
+    kept = [i for i, good in enumerate(feasible) if good]
+    best = non_dominated(minimized([measured[i].values for i in kept], bench.study.objectives))
+    members = {i for i, good in zip(kept, best, strict=True) if good}
+    return [i in members for i in range(len(measured))]
+
+
+def _open_test(bench: Workbench, sha256: str) -> Estimate:
+    """Accuracy on the test split: measured once for an artifact, written down, never measured again."""
+    role: Role = "test"
+    opened = read_record(bench.folder.opened, OpenedTest) or OpenedTest()
+    if sha256 not in opened.accuracy:
+        session = bench.target.prepare(bench.folder.read_artifact(sha256))
+        estimate = judge(session, bench.task, role, bench.study.seed)
+        opened = OpenedTest(accuracy={**opened.accuracy, sha256: estimate})
+        write_record(bench.folder.opened, opened)
+    return opened.accuracy[sha256]

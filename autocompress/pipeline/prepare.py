@@ -1,0 +1,235 @@
+"""Prepare: load the task, train or load the dense model, export and measure it, hash what everything rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from autocompress.compress.artifact import describe
+from autocompress.compress.export import export_onnx
+from autocompress.compress.state import load_module, module_digest, save_module
+from autocompress.compress.statistics import Statistics, collect_statistics
+from autocompress.compress.structure import find_structure
+from autocompress.compress.train import train_base
+from autocompress.config import Study, diff, read_identity
+from autocompress.errors import CompressionError, StudyChangedError
+from autocompress.measure.host import fingerprint
+from autocompress.measure.latency import measure
+from autocompress.measure.quality import accuracy, predict
+from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
+from autocompress.pipeline.identity import dataset_digest, task_code_digest
+from autocompress.pipeline.progress import reporter
+from autocompress.records import Baseline, Estimate, Host, Record, Role, Structure, digest
+from autocompress.rng import derive_seed
+from autocompress.space.space import Space, resolve
+from autocompress.task import Task, fetch, load_task
+
+if TYPE_CHECKING:
+    from autocompress.measure.target import Session, Target
+
+
+class Prepared(Record):
+    """What preparation found.
+
+    Attributes:
+        data_sha256: role -> hash of its examples; train and validation only, the other two stay untouched.
+        task_code_sha256: source of the task function's module.
+    """
+
+    task: str
+    model_sha256: str
+    data_sha256: dict[str, str]
+    task_code_sha256: str
+    structure: Structure
+    baseline: Baseline
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """The live objects that a prepared study works with, each made on first use.
+
+    The test split is reached through `autocompress.pipeline.finalists` alone.
+    """
+
+    study: Study
+    folder: StudyFolder
+    prepared: Prepared
+
+    @cached_property
+    def task(self) -> Task:
+        """The user's task."""
+        return load_task(self.study.task.factory, self.study.task.arguments)
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The dense model with the weights that preparation kept."""
+        module = load_module(self.task.build(), self.folder.model)
+        found = module_digest(module)
+        if found != self.prepared.model_sha256:
+            raise StudyChangedError(
+                f"{self.folder.model}: expected weights {self.prepared.model_sha256[:12]}, got {found[:12]}: "
+                "the file was changed after preparation; use another study name or output folder"
+            )
+        return module
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """The dense model's accumulated gradients."""
+        return Statistics.load(self.folder.statistics)
+
+    @cached_property
+    def target(self) -> Target:
+        """The target that artifacts are measured on."""
+        return self.study.target.build()
+
+    @cached_property
+    def dense_session(self) -> Session:
+        """The dense artifact on the target."""
+        return self.target.prepare(self.folder.read_artifact(self.prepared.baseline.artifact.sha256))
+
+
+    @cached_property
+    def host(self) -> Host:
+        """Fingerprint of this machine with the target's runtime."""
+        return fingerprint(self.target.runtime, self.target.threads)
+
+    @cached_property
+    def inputs(self) -> np.ndarray:
+        """What one timed inference works on, shape (batch size, ...): training examples."""
+        return latency_inputs(self.task, self.target.batch_size)
+
+    @cached_property
+    def space(self) -> Space:
+        """The search space, resolved against the groups found in the model."""
+        return resolve(
+            self.study.space_config,
+            self.prepared.structure,
+            round_to=self.target.round_to,
+            bits=self.target.bits,
+        )
+
+
+def latency_inputs(task: Task, batch_size: int) -> np.ndarray:
+    """The first training examples as one batch, shape (batch size, ...)."""
+    data = getattr(task.train, "plain", lambda: task.train)()
+    found: np.ndarray = fetch(data, torch.arange(batch_size) % len(data))[0].numpy()
+    return found
+
+
+def check_task(study: Study) -> None:
+    """Load the task once, so that one that is wrong is refused before anything is created.
+
+    Raises:
+        TaskError: its function is missing, raised, or returned no task.
+    """
+    load_task(study.task.factory, study.task.arguments)
+
+
+def open_folder(study: Study) -> StudyFolder:
+    """The study's folder, made if it is new, refused if it holds another study.
+
+    Raises:
+        StudyChangedError: the folder was made from another configuration; the message lists the differences.
+    """
+    folder = StudyFolder(study.folder)
+    if folder.study.is_file():
+        changed = diff(read_identity(folder.study), study.identity())
+        if changed:
+            raise StudyChangedError(
+                f"study {study.name!r} in {folder.root} was started with another configuration:\n{changed}\n"
+                "Values made under both cannot be compared. Give the changed study another name, or put it back."
+            )
+    write_bytes(folder.study, study.model_dump_json(indent=1).encode(), mode=0o600)
+    return folder
+
+
+def prepare(study: Study) -> Workbench:
+    """Make the study's ground, or take up what an earlier run made.
+
+    Raises:
+        TaskError: the task function raised or returned no task.
+        ExportError: the model cannot be written as ONNX with a free batch.
+        CompressionError: nothing in the model can be compressed.
+        StudyChangedError: configuration, data, weights or task code differ from the earlier run's.
+    """
+    report = reporter()
+    report.stage("prepare", f"loading task {study.task.factory}")
+    task = load_task(study.task.factory, study.task.arguments)
+    hashes = {role: dataset_digest(getattr(task, role)) for role in ("train", "validation")}
+    folder = open_folder(study)
+    earlier = read_record(folder.prepared, Prepared)
+    if earlier is not None:
+        _refuse_changes(study, earlier, hashes)
+        bench = Workbench(study, folder, earlier)
+        report.stage("prepare", f"taking up {folder.root}: the dense model and its baseline are there")
+        return bench
+
+    module = task.build()
+    example = task.example_input()
+    structure = find_structure(module, example)
+    if not structure.layers:
+        raise CompressionError(
+            f"task {study.task.factory!r}: the model has no layer that can be compressed; "
+            + "; ".join(f"{x.name}: {x.reason}" for x in structure.left_dense)
+        )
+    if not task.trained:
+        report.stage("prepare", f"training the dense model, {task.recipe.epochs} epochs")
+        module = train_base(
+            task,
+            module,
+            seed=derive_seed(study.seed, "base"),
+            on_epoch=lambda done, total: report.stage("prepare", f"training the dense model, epoch {done} of {total}"),
+        )
+    save_module(module, folder.model)
+    collect_statistics(module, task, seed=derive_seed(study.seed, "statistics")).save(folder.statistics)
+
+    report.stage("prepare", "exporting and measuring the dense model")
+    exported = export_onnx(module, example)
+    target = study.target.build()
+    session = target.prepare(exported.model)
+    folder.write_artifact(exported.model)
+    reading = measure([session], session, latency_inputs(task, target.batch_size), seed=derive_seed(study.seed, "latency"))[0]
+    prepared = Prepared(
+        task=task.name,
+        model_sha256=module_digest(module),
+        data_sha256=hashes,
+        task_code_sha256=task_code_digest(study.task.factory),
+        structure=structure,
+        baseline=Baseline(
+            artifact=describe(exported.model),
+            accuracy={"validation": judge(session, task, "validation", study.seed)},
+            latency_ms=reading.baseline_ms,
+            host=fingerprint(target.runtime, target.threads),
+            agreement=exported.agreement,
+        ),
+    )
+    write_record(folder.prepared, prepared)
+    return Workbench(study, folder, prepared)
+
+
+def judge(session: Session, task: Task, role: Role, seed: int) -> Estimate:
+    """Accuracy of a session on one role of the data, with its 95% interval."""
+    outputs, targets = predict(session, getattr(task, role))
+    return accuracy(outputs, targets, task.metric, seed=derive_seed(seed, "bootstrap", role))
+
+
+def _refuse_changes(study: Study, earlier: Prepared, hashes: dict[str, str]) -> None:
+    before = {"task code": earlier.task_code_sha256, **{f"data ({k})": v for k, v in earlier.data_sha256.items()}}
+    now = {"task code": task_code_digest(study.task.factory), **{f"data ({k})": v for k, v in hashes.items()}}
+    changed = [f"  {key}: {before[key][:12]} -> {now[key][:12]}" for key in before if before[key] != now[key]]
+    if changed:
+        raise StudyChangedError(
+            f"study {study.name!r}: what its values rest on has changed since it was started:\n"
+            + "\n".join(changed)
+            + "\nGive the changed study another name, or put it back."
+        )
+
+
+def data_identity(prepared: Prepared) -> str:
+    """One hash for the data that the search has seen."""
+    return digest(prepared.data_sha256)

@@ -1,0 +1,137 @@
+"""Register and report: tracking, versions, aliases, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from autocompress.front.selection import aliases
+from autocompress.pipeline.finalists import Finals, as_point
+from autocompress.pipeline.folder import write_record
+from autocompress.pipeline.identity import versions
+from autocompress.pipeline.prepare import Workbench
+from autocompress.pipeline.progress import reporter
+from autocompress.records import Lineage, Record, TrialRecord, Version, digest
+from autocompress.registry.card import EvidenceCard, Origin, Split, TargetReference, TaskReference
+from autocompress.registry.store import Store
+from autocompress.report.data import ReportData
+from autocompress.report.page import write_page
+
+
+class Registered(Record):
+    """The versions of a study's final front, fastest first."""
+
+    versions: tuple[Version, ...] = ()
+    tracking: str = ""
+
+
+def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -> Registered:
+    """Track the study and its trials, register every member of the final front, move the aliases.
+
+    Running it twice registers nothing twice.
+
+    Raises:
+        RegistryError: MLflow refused or is away.
+    """
+    study, report = bench.study, reporter()
+    store = Store(None, Path(study.output).absolute())
+    lineage, origin = _lineage(bench, finals), _origin(bench, finals)
+    report.stage("register", f"tracking {len(trials)} trials in {store.address}")
+    parent = store.track_study(study.name, _flat(study.model_dump(mode="json", exclude={"task"})), lineage, trials)
+    model = study.registry_model
+    dense = bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
+    store.keep_dense(parent, dense)
+    front = sorted(finals.front, key=lambda f: f.final.values["latency_ms"].value)
+    numbers: dict[str, int] = {}
+    for index, finalist in enumerate(front):
+        report.stage("register", f"registering {index + 1} of {len(front)} as {model}")
+        version = store.register(
+            model,
+            finalist,
+            bench.folder.read_artifact(finalist.final.artifact.sha256),
+            EvidenceCard.of(model, finalist, origin),
+            lineage,
+            parent,
+        )
+        numbers[finalist.plan.key] = version.version
+    chosen = aliases(
+        [as_point(f.plan.key, f.final) for f in front],
+        dense_accuracy=finals.baseline.accuracy["selection"].value,
+        objectives=study.objectives,
+    )
+    store.alias(model, {alias: numbers[key] for alias, key in chosen.items()})
+    known = {v.version: v for v in store.versions(model)}
+    registered = Registered(versions=tuple(known[n] for n in numbers.values()), tracking=store.address)
+    write_record(bench.folder.registered, registered)
+    return registered
+
+
+def write_report(
+    bench: Workbench,
+    trials: tuple[TrialRecord, ...],
+    finals: Finals,
+    registered: tuple[Version, ...],
+    seconds: dict[str, float],
+) -> Path:
+    """Write the study's page; returns its path."""
+    reporter().stage("report", f"writing {bench.folder.page}")
+    data = ReportData(
+        study=bench.study.name,
+        trials=trials,
+        finalists=finals.finalists,
+        baseline=finals.baseline,
+        structure=bench.prepared.structure,
+        versions=registered,
+        objectives=bench.study.objectives,
+        lineage=_lineage(bench, finals),
+        seconds=seconds,
+    )
+    write_page(bench.folder.page, data)
+    return bench.folder.page
+
+
+def _lineage(bench: Workbench, finals: Finals) -> Lineage:
+    return Lineage(
+        study=bench.study.name,
+        model_sha256=bench.prepared.model_sha256,
+        data_sha256=digest(finals.data_sha256),
+        code_sha256=finals.code_sha256,
+        space_sha256=digest(bench.study.space_config.model_dump(mode="json")),
+        dense_sha256=bench.prepared.baseline.artifact.sha256,
+        task=bench.prepared.task,
+        host=bench.host.key,
+        versions=versions(),
+    )
+
+
+def _origin(bench: Workbench, finals: Finals) -> Origin:
+    study, task = bench.study, bench.task
+    return Origin(
+        task=TaskReference(
+            factory=study.task.factory,
+            arguments=study.task.arguments,
+            name=task.name,
+            metric=f"{task.metric.__module__}:{getattr(task.metric, '__qualname__', type(task.metric).__qualname__)}",
+        ),
+        splits=tuple(
+            Split(role=role, size=len(getattr(task, role)), sha256=finals.data_sha256[role])
+            for role in ("train", "validation", "selection", "test")
+        ),
+        target=TargetReference(kind=study.target.kind, threads=study.target.threads, batch_size=study.target.batch_size),
+        objectives=study.objectives,
+        seed=study.seed,
+        dense=finals.baseline,
+        lineage=_lineage(bench, finals),
+        left_dense=bench.prepared.structure.left_dense,
+    )
+
+
+def _flat(document: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as ``a.b.c`` -> value."""
+    flat: dict[str, object] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return flat

@@ -1,0 +1,98 @@
+"""The search stage: the study's ledger, and the trials that are left."""
+
+from __future__ import annotations
+
+import time
+
+from autocompress.config import Study
+from autocompress.front.dominance import non_dominated
+from autocompress.front.indicators import baseline_values, counts, hypervolume
+from autocompress.pipeline.evaluate import evaluator_of
+from autocompress.pipeline.folder import StudyFolder
+from autocompress.pipeline.prepare import Workbench
+from autocompress.pipeline.progress import SearchState, reporter
+from autocompress.records import Baseline, TrialRecord, minimized
+from autocompress.search.executor import search
+from autocompress.search.ledger import Ledger
+
+
+def open_ledger(study: Study) -> Ledger:
+    """The study's ledger: a journal in its folder, or the database that it names."""
+    return Ledger.open(
+        study.storage_url or StudyFolder(study.folder).journal, study.name, study.objectives, study.bounds
+    )
+
+
+def load_trials(study: Study) -> tuple[TrialRecord, ...]:
+    """All trials of a study, without changing anything; none if it was not started."""
+    if study.storage_url is None and not StudyFolder(study.folder).journal.is_file():
+        return ()
+    return open_ledger(study).trials()
+
+
+def search_front(trials: tuple[TrialRecord, ...], objectives: tuple[str, ...]) -> tuple[TrialRecord, ...]:
+    """The feasible, trusted trials that no other one dominates, one for each physical candidate, fastest first."""
+    distinct = {t.plan.key: t for t in reversed(trials) if t.plan is not None and counts(t, objectives)}
+    kept = [t for t in distinct.values() if t.measurement is not None]
+    if not kept:
+        return ()
+    best = non_dominated(minimized([t.measurement.values for t in kept if t.measurement], objectives))
+    members = [t for t, good in zip(kept, best, strict=True) if good]
+    return tuple(sorted(members, key=lambda t: t.measurement.values[objectives[-1]].value if t.measurement else 0.0))
+
+
+def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ...], elapsed_s: float) -> SearchState:
+    """Where the search stands.
+
+    Args:
+        study: how many trials it wants.
+        baseline: fixes the hypervolume's box.
+        trials: the ledger's.
+        elapsed_s: since this process began to search.
+    """
+    ended = [t for t in trials if t.state in ("complete", "failed")]
+    front = search_front(trials, study.objectives)
+    values = [{k: e.value for k, e in t.measurement.values.items()} for t in front if t.measurement]
+    return SearchState(
+        done=len(ended),
+        total=study.search.trials,
+        failed=sum(t.state == "failed" for t in ended),
+        front_size=len(front),
+        hypervolume=hypervolume(values, baseline_values(baseline, "validation"), study.objectives),
+        elapsed_s=elapsed_s,
+        left_s=None,
+    )
+
+
+def search_candidates(bench: Workbench) -> tuple[TrialRecord, ...]:
+    """Run the trials that are left, and tell how it goes.
+
+    Raises:
+        InterruptedStudyError: the user stopped it; the ledger is whole.
+        SearchError: too many trials failed; the message has the first cause.
+    """
+    study, report = bench.study, reporter()
+    ledger = open_ledger(study)
+    already = sum(t.state in ("complete", "failed") for t in ledger.trials())
+    if already < study.search.trials:
+        report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials, {bench.space.describe()}")
+        began = time.monotonic()
+
+        def told(_: TrialRecord) -> None:
+            state = search_state(study, bench.prepared.baseline, ledger.trials(), time.monotonic() - began)
+            fresh = state.done - already
+            left = (state.total - state.done) * state.elapsed_s / fresh if fresh > 0 else None
+            report.searched(state.model_copy(update={"left_s": left}))
+
+        search(
+            bench.space,
+            evaluator_of(bench),
+            study.search_settings(bench.folder),
+            ledger,
+            told,
+        )
+    else:
+        report.stage("search", f"all {already} trials are done")
+    return ledger.trials()
+
+

@@ -1,0 +1,142 @@
+"""Verify: recompute, from registered bytes alone, what their evidence card claims."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from autocompress.compress.artifact import describe
+from autocompress.config import target_of
+from autocompress.measure.host import fingerprint
+from autocompress.measure.latency import measure
+from autocompress.measure.quality import accuracy, predict
+from autocompress.measure.target import Target
+from autocompress.pipeline.identity import dataset_digest
+from autocompress.records import Estimate, LatencyReading, Record, Role
+from autocompress.registry.card import EvidenceCard
+from autocompress.registry.store import Store
+from autocompress.rng import derive_seed
+from autocompress.task import Task, fetch, load_task
+
+Outcome = Literal["holds", "differs", "not comparable"]
+
+#: Latency is measured again, not replayed: two readings on one host agree if their ratios to the dense baseline
+#: differ by less than this share, or their intervals overlap.
+LATENCY_TOLERANCE = 0.15
+
+
+class Check(Record):
+    """One claim of the card and what was found.
+
+    Attributes:
+        name: what is claimed.
+        claimed, found: in words, with units.
+        outcome: ``"not comparable"`` where this host cannot tell, and why in `found`.
+    """
+
+    name: str
+    claimed: str
+    found: str
+    outcome: Outcome
+
+
+class Verification(Record):
+    """Every claim of one version, checked."""
+
+    uri: str
+    checks: tuple[Check, ...]
+
+    @property
+    def holds(self) -> bool:
+        """No claim differs."""
+        return all(c.outcome != "differs" for c in self.checks)
+
+
+def verify_version(uri: str, *, output: Path) -> Verification:
+    """Fetch a version and check each claim of its card on this machine.
+
+    Bytes, size, layers, multiply-adds and parameters are recounted; accuracy is measured again on the data with the
+    hashes on the card; latency is measured again beside the dense baseline where this host is the card's.
+
+    Raises:
+        RegistryError: there is no such version, or it is not one of ours.
+        TaskError: the task that the card names cannot be built here.
+    """
+    store = Store(None, output)
+    model, card = store.fetch(uri)
+    target = target_of(card.origin.target.kind, card.origin.target.threads, card.origin.target.batch_size)
+    checks = _bytes(model, card)
+    task = load_task(card.origin.task.factory, card.origin.task.arguments)
+    for role, claimed in (("selection", card.final.values["accuracy"]), ("test", card.test)):
+        checks += _quality(model, card, target, task, role, claimed)  # type: ignore[arg-type]
+    checks.append(_latency(model, card, target, task, store))
+    return Verification(uri=uri, checks=tuple(checks))
+
+
+def _equal(name: str, claimed: object, found: object) -> Check:
+    return Check(
+        name=name, claimed=str(claimed), found=str(found), outcome="holds" if claimed == found else "differs"
+    )
+
+
+def _bytes(model: bytes, card: EvidenceCard) -> list[Check]:
+    claimed, found = card.artifact, describe(model)
+    different = [f"{a.name}: {a} -> {b}" for a, b in zip(claimed.layers, found.layers, strict=False) if a != b]
+    layers = f"{len(found.layers)} layers as claimed" if claimed.layers == found.layers else "; ".join(different)
+    return [
+        _equal("sha256", claimed.sha256, hashlib.sha256(model).hexdigest()),
+        _equal("size_bytes", claimed.size_bytes, len(model)),
+        _equal("macs", claimed.macs, found.macs),
+        _equal("parameters", claimed.parameters, found.parameters),
+        _equal("layers: shapes, bits, zeros", f"{len(claimed.layers)} layers as claimed", layers),
+    ]
+
+
+def _quality(
+    model: bytes, card: EvidenceCard, target: Target, task: Task, role: Role, claimed: Estimate
+) -> list[Check]:
+    split = next(s for s in card.origin.splits if s.role == role)
+    data = getattr(task, role)
+    same = _equal(f"data ({role})", split.sha256, dataset_digest(data))
+    if same.outcome == "differs":
+        return [same]
+    outputs, targets = predict(target.prepare(model), data)
+    found = accuracy(outputs, targets, task.metric, seed=derive_seed(card.origin.seed, "bootstrap", role))
+    here = fingerprint(target.runtime, target.threads)
+    check = _equal(f"accuracy ({role})", f"{claimed.value:.6f}", f"{found.value:.6f}")
+    if check.outcome == "differs" and here.key != card.final.host.key and claimed.low <= found.value <= claimed.high:
+        # Kernels of another processor round differently: within the interval it says nothing against the card.
+        check = check.model_copy(
+            update={"outcome": "not comparable", "found": f"{check.found}, inside the interval, on another host"}
+        )
+    return [same, check]
+
+
+def _latency(model: bytes, card: EvidenceCard, target: Target, task: Task, store: Store) -> Check:
+    claimed = card.final.latency
+    words = f"{claimed.latency_ms.value:.4f} ms, {claimed.ratio.value:.3f} of dense"
+    here = fingerprint(target.runtime, target.threads)
+    if here.key != card.final.host.key:
+        found = f"this host is {here.key} ({here.cpu}), the card's is {card.final.host.key}"
+        return Check(name="latency", claimed=words, found=found, outcome="not comparable")
+    dense = store.dense(card)
+    inputs = fetch(task.selection, torch.arange(target.batch_size))[0].numpy()
+    reading = measure([target.prepare(model)], target.prepare(dense), inputs, seed=derive_seed(0, "verify"))[0]
+    agrees = agree(claimed, reading)
+    noise = "; the machine was too noisy to tell" if reading.noisy else ""
+    return Check(
+        name="latency",
+        claimed=words,
+        found=f"{reading.latency_ms.value:.4f} ms, {reading.ratio.value:.3f} of dense{noise}",
+        outcome="holds" if agrees else "not comparable" if reading.noisy else "differs",
+    )
+
+
+def agree(first: LatencyReading, second: LatencyReading) -> bool:
+    """Whether two readings of one artifact on one host tell the same ratio to the dense baseline."""
+    a, b = first.ratio, second.ratio
+    overlap = a.low <= b.high and b.low <= a.high
+    return overlap or abs(a.value - b.value) <= LATENCY_TOLERANCE * max(a.value, b.value)

@@ -1,0 +1,197 @@
+"""What a person asks of a study: its status, its front, a pick from the registry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from autocompress.config import Study
+from autocompress.errors import RegistryError
+from autocompress.front.selection import Point, Preference, pick
+from autocompress.pipeline.finalists import Finals
+from autocompress.pipeline.folder import StudyFolder, read_record
+from autocompress.pipeline.prepare import Prepared
+from autocompress.pipeline.publish import Registered
+from autocompress.pipeline.search import load_trials, search_front, search_state
+from autocompress.records import Estimate, Measurement, Plan, Record, TrialRecord
+from autocompress.registry.store import Store
+from autocompress.registry.tags import estimates, test_accuracy, values
+
+
+class FrontRow(Record):
+    """One member of a front.
+
+    Attributes:
+        values: objective name -> estimate; accuracy on the split that `role` names.
+        ratio: latency as a share of the dense model's.
+        test: accuracy on the test split; None before it was opened.
+        uri: the registered version; None before it was registered.
+    """
+
+    trial: int
+    role: str
+    epochs: float
+    values: dict[str, Estimate]
+    ratio: Estimate
+    test: Estimate | None = None
+    plan: Plan
+    summary: str
+    sha256: str
+    uri: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+class FrontView(Record):
+    """A study's front.
+
+    Attributes:
+        stage: ``"final"`` after full recovery, ``"search"`` before: then values are of search fidelity.
+    """
+
+    study: str
+    stage: Literal["final", "search", "none"]
+    objectives: tuple[str, ...]
+    rows: tuple[FrontRow, ...]
+
+
+class StatusView(Record):
+    """How far a study is.
+
+    Attributes:
+        state: ``"running"`` if a process drives it now; ``"stopped"`` if the same command would continue it.
+        counts: trials by state. A trial that was running when the study stopped counts as interrupted.
+        reasons: reason of failure -> number of trials.
+    """
+
+    study: str
+    folder: str
+    state: Literal["not started", "running", "stopped", "finished"]
+    done: int
+    total: int
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    hypervolume: float
+    front: FrontView
+
+
+class PickView(Record):
+    """The version that was picked."""
+
+    model: str
+    version: int
+    uri: str
+    prefer: str
+    values: dict[str, Estimate]
+    test_accuracy: float | None
+    sha256: str
+    plan: str
+    aliases: tuple[str, ...]
+    downloaded: str | None = None
+
+
+def study_front(study: Study) -> FrontView:
+    """The final front if the study has one, else the front of its search so far."""
+    folder = StudyFolder(study.folder)
+    finals = read_record(folder.finalists, Finals)
+    if finals is None:
+        rows = [_row(t.number, t.plan, t.measurement) for t in search_front(load_trials(study), study.objectives)]
+        return FrontView(
+            study=study.name,
+            stage="search" if rows else "none",
+            objectives=study.objectives,
+            rows=tuple(r for r in rows if r is not None),
+        )
+    versions = {v.sha256: v for v in (read_record(folder.registered, Registered) or Registered()).versions}
+    found = []
+    for member in finals.front:
+        row = _row(member.number, member.plan, member.final)
+        if row is not None:
+            version = versions.get(row.sha256)
+            extra = {"uri": version.uri, "aliases": version.aliases} if version else {}
+            found.append(row.model_copy(update={"test": member.test, **extra}))
+    found.sort(key=lambda r: r.values["latency_ms"].value)
+    return FrontView(study=study.name, stage="final", objectives=study.objectives, rows=tuple(found))
+
+
+def study_status(study: Study) -> StatusView:
+    """How far a study is; reads only."""
+    folder = StudyFolder(study.folder)
+    trials = load_trials(study)
+    prepared = read_record(folder.prepared, Prepared)
+    driven = folder.is_driven()
+    states = Counter(_state(t, driven) for t in trials)
+    done = states["complete"] + states["failed"]
+    state: Literal["not started", "running", "stopped", "finished"] = "stopped"
+    if driven:
+        state = "running"
+    elif not folder.study.is_file():
+        state = "not started"
+    elif done >= study.search.trials and folder.registered.is_file():
+        state = "finished"
+    return StatusView(
+        study=study.name,
+        folder=str(folder.root),
+        state=state,
+        done=done,
+        total=study.search.trials,
+        counts=dict(states),
+        reasons=dict(Counter(t.reason for t in trials if t.state == "failed")),
+        hypervolume=search_state(study, prepared.baseline, trials, 0.0).hypervolume if prepared else 0.0,
+        front=study_front(study),
+    )
+
+
+def pick_version(
+    model: str,
+    *,
+    minimum: dict[str, float],
+    maximum: dict[str, float],
+    prefer: Preference,
+    download: Path | None,
+    output: Path,
+) -> PickView:
+    """Choose among a registered model's versions, by their own tags.
+
+    Raises:
+        RegistryError: there is no such model, or it has no version with measured values.
+        NoCandidateError: no version meets the constraints; the message names the nearest.
+    """
+    store = Store(None, output)
+    versions = {str(v.version): v for v in store.versions(model) if values(v)}
+    if not versions:
+        raise RegistryError(f"model {model!r} has no version with measured values; register one with 'autocompress run'")
+    points = [Point(id=number, values=values(v)) for number, v in versions.items()]
+    chosen = versions[pick(points, minimum=minimum, maximum=maximum, prefer=prefer).id]
+    folder = store.download(chosen.uri, download) if download is not None else None
+    return PickView(
+        model=model,
+        version=chosen.version,
+        uri=chosen.uri,
+        prefer=prefer,
+        values=estimates(chosen),
+        test_accuracy=test_accuracy(chosen),
+        sha256=chosen.sha256,
+        plan=chosen.tags.get("autocompress.plan", ""),
+        aliases=chosen.aliases,
+        downloaded=str(folder) if folder is not None else None,
+    )
+
+
+def _state(trial: TrialRecord, driven: bool) -> str:
+    return "interrupted" if trial.state == "running" and not driven else trial.state
+
+
+def _row(number: int, plan: Plan | None, measurement: Measurement | None) -> FrontRow | None:
+    if plan is None or measurement is None:
+        return None
+    return FrontRow(
+        trial=number,
+        role=measurement.role,
+        epochs=measurement.fidelity.epochs,
+        values=measurement.values,
+        ratio=measurement.latency.ratio,
+        plan=plan,
+        summary=plan.words,
+        sha256=measurement.artifact.sha256,
+    )

@@ -1,0 +1,208 @@
+"""The evidence card as a readable page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from autocompress.records import Estimate, Plan
+
+if TYPE_CHECKING:
+    from autocompress.registry.card import EvidenceCard
+
+_PURPOSE = {
+    "train": "training, recovery, calibration of the quantizer",
+    "validation": "guided the search",
+    "selection": "judged the finalists",
+    "test": "opened once, after all selection",
+}
+
+
+def plan_words(plan: Plan) -> str:
+    """A plan in a few words, such as ``"5 groups cut, 2 layers masked, 12 layers int8"``; ``"dense"`` for none."""
+    parts = [
+        f"{count} {what if count == 1 else what + 's'} {done}"
+        for count, what, done in (
+            (len(plan.cuts), "group", "cut"),
+            (len(plan.masks), "layer", "masked"),
+            (len(plan.bits), "layer", "int8"),
+        )
+        if count
+    ]
+    return ", ".join(parts) or "dense"
+
+
+def card_markdown(card: EvidenceCard) -> str:
+    """Title, figures, changes, method, data, lineage, warnings and how to check, as Markdown."""
+    sections = (
+        _head(card),
+        _figures(card),
+        _changes(card),
+        _method(card),
+        _data(card),
+        _lineage(card),
+        _warnings(card),
+        _check(card),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def card_summary(card: EvidenceCard) -> str:
+    """Title and figures only, within the 5000 characters that MLflow's databases keep for a version."""
+    return f"{_head(card)}\n\n{_figures(card)}"[:5000]
+
+
+def _head(card: EvidenceCard) -> str:
+    final, lineage = card.final, card.origin.lineage
+    return (
+        f"# {card.model}: {plan_words(card.plan)}\n\n"
+        f"A compressed network for the task `{card.origin.task.name}`, trial {card.trial} of the study "
+        f"`{lineage.study}`, written {card.created:%Y-%m-%d %H:%M} UTC.\n"
+        f"Every figure was measured on the file with sha256 `{card.artifact.sha256}`, run by {final.host.runtime}; "
+        "none stands for another file or another runtime.\n"
+        "Intervals in brackets hold the true value with 95% confidence."
+    )
+
+
+def _figures(card: EvidenceCard) -> str:
+    final, dense = card.final, card.origin.dense
+    reading = final.latency
+    rows: list[tuple[str, str, str, str]] = []
+    for label, mine, role in (
+        ("accuracy, selection split", final.values.get("accuracy"), "selection"),
+        ("accuracy, test split", card.test, "test"),
+    ):
+        theirs = dense.accuracy.get(role)
+        rows.append(
+            (
+                label,
+                _share(mine),
+                _share(theirs),
+                f"{100 * (mine.value - theirs.value):+.2f} points" if mine and theirs else "",
+            )
+        )
+    rows.append(
+        (
+            f"latency, batch {reading.batch_size}, {_count(reading.threads, 'thread')}",
+            _spread(reading.latency_ms, "ms"),
+            f"{reading.baseline_ms:.3f} ms",
+            f"× {_spread(reading.ratio, '')}".rstrip(),
+        )
+    )
+    rows.append(("latency, 90% / 99% of calls below", f"{reading.p90_ms:.3f} / {reading.p99_ms:.3f} ms", "", ""))
+    for label, mine_count, dense_count, unit in (
+        ("file size", card.artifact.size_bytes, dense.artifact.size_bytes, "bytes"),
+        ("multiply-adds per example", card.artifact.macs, dense.artifact.macs, ""),
+        ("parameters", card.artifact.parameters, dense.artifact.parameters, ""),
+    ):
+        rows.append(
+            (
+                label,
+                f"{mine_count:,} {unit}".strip(),
+                f"{dense_count:,} {unit}".strip(),
+                f"× {mine_count / dense_count:.3f}" if dense_count else "",
+            )
+        )
+    return "## Figures\n\n" + _table(("", "this model", "dense model", "change"), rows)
+
+
+def _changes(card: EvidenceCard) -> str:
+    dense = {layer.name: layer for layer in card.origin.dense.artifact.layers}
+    rows = []
+    for layer in card.artifact.layers:
+        before = dense.get(layer.name)
+        shape = _shape(layer.shape)
+        if before is not None and before.shape != layer.shape:
+            shape = f"{shape} (was {_shape(before.shape)})"
+        zeros = f"{layer.zeros / layer.weights:.1%}" if layer.weights else ""
+        rows.append((f"`{layer.name}`", shape, str(layer.bits), zeros))
+    text = "## What was changed\n\nRead from the file itself.\n\n" + _table(
+        ("layer", "weight shape", "bits", "zeros"), rows
+    )
+    if card.origin.left_dense:
+        text += "\n\nLeft as it was:\n\n" + _bullets(f"`{x.name}`: {x.reason}" for x in card.origin.left_dense)
+    return text
+
+
+def _method(card: EvidenceCard) -> str:
+    final, target = card.final, card.origin.target
+    reading, host = final.latency, final.host
+    sizes = {split.role: split.size for split in card.origin.splits}
+    epochs = final.fidelity.epochs
+    lines = (
+        f"Accuracy: `{card.origin.task.metric}` over the outputs of the runtime on this file, "
+        f"{sizes['selection']:,} examples (selection) and {sizes['test']:,} (test); "
+        "intervals from a bootstrap over examples.",
+        f"Latency: target `{target.kind}`, batch {target.batch_size}, {_count(target.threads, 'thread')}, "
+        f"{reading.rounds} rounds, each with the dense model beside this one in shuffled order; "
+        "median of the rounds' ratios × median of the dense model; interval from a bootstrap over rounds. "
+        f"Load of the host before the reading: {reading.load:.2f}.",
+        f"Host `{host.key}`: {host.cpu}, {_count(host.cores, 'core')}, {host.memory_gb} GB, {host.system}. "
+        "A latency holds for this host only.",
+        f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, "
+        "with the dense model as teacher.",
+        f"Largest difference between the outputs of the training framework and of the runtime, before "
+        f"quantization: {final.agreement:.2g}.",
+        f"Objectives of the search: {', '.join(card.origin.objectives)}. Seed: {card.origin.seed}.",
+    )
+    return "## How it was measured\n\n" + _bullets(lines)
+
+
+def _data(card: EvidenceCard) -> str:
+    rows = [(s.role, f"{s.size:,}", _PURPOSE[s.role], f"`{s.sha256[:16]}`") for s in card.origin.splits]
+    return "## Data\n\n" + _table(("split", "examples", "used for", "sha256, first 16"), rows)
+
+
+def _lineage(card: EvidenceCard) -> str:
+    lineage, task = card.origin.lineage, card.origin.task
+    arguments = ", ".join(f"{key}={value!r}" for key, value in sorted(task.arguments.items()))
+    rows = [
+        ("task", f"`{task.factory}({arguments})`"),
+        ("dense weights", f"`{lineage.model_sha256[:16]}`"),
+        ("dense file", f"`{lineage.dense_sha256[:16]}`"),
+        ("data", f"`{lineage.data_sha256[:16]}`"),
+        ("code", f"`{lineage.code_sha256[:16]}`"),
+        ("search space", f"`{lineage.space_sha256[:16]}`"),
+        ("plan", f"`{card.plan.key}`"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))),
+    ]
+    return "## Where it came from\n\n" + _table(("", "name or sha256, first 16"), rows)
+
+
+def _warnings(card: EvidenceCard) -> str:
+    return "## Warnings\n\n" + (_bullets(card.warnings) if card.warnings else "None.")
+
+
+def _check(card: EvidenceCard) -> str:
+    return (
+        "## Check it\n\n"
+        f"`autocompress verify models:/{card.model}/<version>` builds the task, checks the hashes of data and file, "
+        "and measures accuracy and latency again. All of the above, in full precision, is in `card.json`."
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {' '.join(line.split())}" for line in lines)
+
+
+def _share(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not measured"
+    return f"{100 * estimate.value:.2f}% [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
+
+
+def _spread(estimate: Estimate, unit: str) -> str:
+    return f"{estimate.value:.3f} {unit}".rstrip() + f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

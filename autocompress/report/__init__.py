@@ -1,0 +1,1 @@
+"""What a study found, for people: one self-contained page, and the terminal."""

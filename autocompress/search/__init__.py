@@ -1,0 +1,1 @@
+"""Search: Optuna proposes, Ray Tune executes, and one ledger keeps the truth."""

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import gc
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.errors import MeasurementError
+from autocompress.measure.latency import Procedure, measure
+
+INPUTS = np.zeros((4, 3), dtype=np.float32)
+
+
+@dataclass
+class World:
+    """A clock that only inferences move; `slowdown(now in seconds)` multiplies each of them."""
+
+    slowdown: Callable[[float], float] = lambda now: 1.0
+    nanoseconds: int = 0
+    order: list[str] = field(default_factory=list)
+
+    def __call__(self) -> int:
+        return self.nanoseconds
+
+    def session(self, name: str, milliseconds: float, first_runs: float = 1.0) -> SyntheticSession:
+        return SyntheticSession(self, name, milliseconds, first_runs)
+
+
+@dataclass
+class SyntheticSession:
+    world: World
+    name: str
+    milliseconds: float
+    first_runs: float
+    threads: int = 2
+    runs: int = 0
+    collecting: list[bool] = field(default_factory=list)
+
+    def input_shape(self, batch_size: int) -> tuple[int, ...]:
+        return (batch_size, 3)
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        self.step()
+        return inputs
+
+    def runner(self, inputs: np.ndarray) -> Callable[[], object]:
+        return self.step
+
+    def step(self) -> None:
+        cold = self.first_runs if self.runs < 2 else 1.0
+        self.runs += 1
+        self.world.order.append(self.name)
+        self.collecting.append(gc.isenabled())
+        seconds = self.milliseconds * 1e-3 * cold * self.world.slowdown(self.world.nanoseconds * 1e-9)
+        self.world.nanoseconds += round(seconds * 1e9)
+
+
+def test_a_quiet_machine_gives_the_exact_latency() -> None:
+    world = World()
+    base, fast = world.session("base", 2.0), world.session("fast", 0.5)
+    reading, itself = measure([fast, base], base, INPUTS, seed=0, clock=world)
+    assert reading.ratio.value == pytest.approx(0.25)
+    assert reading.latency_ms.value == pytest.approx(0.5)
+    assert reading.baseline_ms == pytest.approx(2.0)
+    assert (reading.p90_ms, reading.p99_ms) == pytest.approx((0.5, 0.5))
+    assert (reading.batch_size, reading.threads, reading.rounds) == (4, 2, 20)
+    assert math.isfinite(reading.load)
+    assert not reading.noisy
+    assert itself.ratio.value == pytest.approx(1.0)
+
+
+@given(st.floats(0.1, 3.0), st.floats(-0.12, 0.12), st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_known_ratio_is_recovered_while_the_machine_drifts(milliseconds: float, change: float, seed: int) -> None:
+    world = World(slowdown=lambda now: 1.0 + change * min(now, 1.0))
+    base, net = world.session("base", 1.0), world.session("net", milliseconds)
+    (reading,) = measure([net], base, INPUTS, seed=seed, clock=world)
+    assert reading.ratio.value == pytest.approx(milliseconds, rel=0.01)
+    assert not reading.noisy
+
+
+@given(st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_tenfold_outliers_do_not_move_the_ratio(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    world = World(slowdown=lambda now: 10.0 if rng.random() < 0.1 else 1.0)
+    base, net = world.session("base", 1.0), world.session("net", 0.7)
+    (reading,) = measure([net], base, INPUTS, seed=seed, clock=world)
+    assert reading.ratio.value == pytest.approx(0.7, rel=1e-3)
+    assert reading.p99_ms > 5.0
+
+
+@given(st.floats(0.005, 0.2), st.floats(1.2, 4.0), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_a_burner_that_comes_and_goes_keeps_the_order_or_marks_the_reading(
+    period: float, factor: float, seed: int
+) -> None:
+    world = World(slowdown=lambda now: factor if int(now / period) % 2 else 1.0)
+    base = world.session("base", 1.0)
+    slower, faster = world.session("slower", 0.8), world.session("faster", 0.6)
+    a, b = measure([slower, faster], base, INPUTS, seed=seed, clock=world)
+    assert a.noisy or b.noisy or a.ratio.value > b.ratio.value
+
+
+def test_a_baseline_that_keeps_drifting_is_repeated_then_marked() -> None:
+    world = World(slowdown=lambda now: 1.0 + 3.0 * now)
+    base, net = world.session("base", 1.0), world.session("net", 0.5)
+    (reading,) = measure([net], base, INPUTS, seed=0, clock=world)
+    assert reading.noisy
+    assert world.order.count("net") > 3 * 20 * 5  # three attempts of 20 blocks
+    assert reading.ratio.value == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_drift_that_ends_is_measured_again_and_not_marked() -> None:
+    world = World(slowdown=lambda now: 1.0 + min(now, 0.25) * 2.0)
+    base, net = world.session("base", 1.0), world.session("net", 0.5)
+    (reading,) = measure([net], base, INPUTS, seed=0, clock=world)
+    assert not reading.noisy
+    assert reading.baseline_ms == pytest.approx(1.5)
+    assert reading.latency_ms.value == pytest.approx(0.75)
+
+
+def test_dispersed_ratios_are_marked_noisy_and_only_they_are_repeated() -> None:
+    world = World()
+    base, calm, wild = world.session("base", 1.0), world.session("calm", 0.5), world.session("wild", 0.5)
+    step = wild.step
+
+    def jump() -> None:
+        wild.milliseconds = 0.5 if world.nanoseconds // 40_000_000 % 2 else 1.5
+        step()
+
+    wild.step = jump  # type: ignore[method-assign]
+    calm_reading, wild_reading = measure([calm, wild], base, INPUTS, seed=0, clock=world)
+    assert wild_reading.noisy
+    assert not calm_reading.noisy
+    assert world.order.count("wild") > 1.5 * world.order.count("calm")
+
+
+def test_every_round_runs_every_network_in_a_shuffled_order() -> None:
+    world = World()
+    names = ["base", "a", "b", "c"]
+    sessions = [world.session(name, 1.0) for name in names]
+    measure(sessions[1:], sessions[0], INPUTS, seed=0, clock=world)
+    blocks = [world.order[i] for i in range(len(world.order) - 20 * 4 * 5, len(world.order), 5)]
+    rounds = [tuple(blocks[i : i + 4]) for i in range(0, len(blocks), 4)]
+    assert len(rounds) == 20
+    assert all(sorted(order) == sorted(names) for order in rounds)
+    assert len(set(rounds)) > 5
+
+
+def test_warm_up_keeps_cold_runs_out_of_the_reading() -> None:
+    world = World()
+    base, net = world.session("base", 1.0, first_runs=40.0), world.session("net", 0.5, first_runs=40.0)
+    (reading,) = measure([net], base, INPUTS, seed=0, clock=world)
+    assert reading.p99_ms == pytest.approx(0.5)
+
+
+def test_garbage_collection_is_off_while_measuring_and_on_again_after() -> None:
+    world = World()
+    base = world.session("base", 1.0)
+    measure([base], base, INPUTS, seed=0, clock=world)
+    assert not any(base.collecting[-100:])
+    assert gc.isenabled()
+
+
+def test_garbage_collection_is_on_again_after_a_failure() -> None:
+    world = World()
+    base = world.session("base", 1.0)
+
+    def fail_late() -> None:
+        SyntheticSession.step(base)
+        if base.runs > 50:
+            raise MeasurementError("the runtime failed")
+
+    base.step = fail_late  # type: ignore[method-assign]
+    with pytest.raises(MeasurementError, match="the runtime failed"):
+        measure([base], base, INPUTS, seed=0, clock=world)
+    assert gc.isenabled()
+
+
+def test_a_clock_that_stands_still_is_refused() -> None:
+    base = World().session("base", 1.0)
+    with pytest.raises(MeasurementError, match=r"expected an inference to take some time, the clock says 0\.0 s"):
+        measure([base], base, INPUTS, seed=0, clock=lambda: 0)
+
+
+def test_without_candidates_there_are_no_readings() -> None:
+    world = World()
+    assert measure([], world.session("base", 1.0), INPUTS, seed=0, clock=world) == []
+
+
+@pytest.mark.parametrize(("networks", "limit_s"), [(1, 2.0), (10, 15.0)])
+def test_time_is_bounded_even_when_every_reading_is_repeated(networks: int, limit_s: float) -> None:
+    rng = np.random.default_rng(0)
+    world = World(slowdown=lambda now: float(rng.lognormal(0.0, 1.0)))  # nothing ever agrees
+    sessions = [world.session(str(i), 1.0) for i in range(networks)]
+    readings = measure(sessions, world.session("base", 1.5), INPUTS, seed=0, clock=world)
+    assert world.nanoseconds * 1e-9 < limit_s
+    assert len(readings) == networks
+
+
+def test_a_procedure_with_too_few_rounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 10"):
+        Procedure(rounds=9)
+
+
+def test_a_real_burner_process_keeps_the_order_or_marks_the_reading() -> None:
+    @dataclass
+    class Spin:
+        """A network of real work: so many multiplications."""
+
+        size: int
+        threads: int = 1
+
+        def input_shape(self, batch_size: int) -> tuple[int, ...]:
+            return (batch_size, 3)
+
+        def run(self, inputs: np.ndarray) -> np.ndarray:
+            return inputs
+
+        def runner(self, inputs: np.ndarray) -> Callable[[], object]:
+            return lambda: sum(i * i for i in range(self.size))
+
+    burner = """
+import time
+while True:
+    end = time.time() + 0.05
+    while time.time() < end:
+        pass
+    time.sleep(0.05)
+"""
+    process = subprocess.Popen([sys.executable, "-c", burner])
+    try:
+        start = time.perf_counter()
+        slow, fast = measure([Spin(16000), Spin(8000)], Spin(20000), INPUTS, seed=0)
+        seconds = time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
+    assert slow.noisy or fast.noisy or slow.ratio.value > fast.ratio.value
+    assert seconds < 10.0

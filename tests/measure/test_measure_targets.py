@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from pydantic import ValidationError
+
+from autocompress.errors import MeasurementError
+from autocompress.measure.doctor import Runtime, _nvidia_boards, runtimes
+from autocompress.measure.host import fingerprint, load
+from autocompress.measure.latency import measure
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeCpuTarget
+from autocompress.measure.target import Session, Target
+
+
+def value(name: str, shape: list[str | int], kind: int = TensorProto.FLOAT) -> object:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model(nodes: list[object], inputs: list[object], outputs: list[object], **initializers: np.ndarray) -> bytes:
+    arrays = [numpy_helper.from_array(array, name) for name, array in initializers.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, arrays)
+    proto: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return proto.SerializeToString()
+
+
+def unary(operator: str, batch: str | int = "n", out: str | int = "n") -> bytes:
+    return model([helper.make_node(operator, ["x"], ["y"])], [value("x", [batch, 3])], [value("y", [out, 3])])
+
+
+def perceptron(width: int, layers: int) -> bytes:
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": (rng.standard_normal((width, width)) / width**0.5).astype(np.float32) for i in range(layers)}
+    nodes = [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"]) for i in range(layers)]
+    return model(nodes, [value("h0", ["n", width])], [value(f"h{layers}", ["n", width])], **weights)
+
+
+@pytest.fixture(scope="module")
+def target() -> OnnxRuntimeCpuTarget:
+    return OnnxRuntimeCpu().build()
+
+
+def test_the_target_and_its_session_satisfy_the_protocols(target: OnnxRuntimeCpuTarget) -> None:
+    as_target: Target = target
+    session: Session = as_target.prepare(unary("Abs"))
+    assert (target.name, target.round_to, target.bits) == ("onnxruntime-cpu", 8, (32, 8))
+    assert (target.threads, target.batch_size, session.threads) == (1, 1, 1)
+    assert target.runtime.startswith("onnxruntime 1.")
+    assert session.input_shape(5) == (5, 3)
+
+
+def test_the_config_is_strict_and_its_json_comes_back() -> None:
+    config = OnnxRuntimeCpu(threads=2, batch_size=8)
+    assert OnnxRuntimeCpu.model_validate_json(config.model_dump_json()) == config
+    assert (config.name, config.round_to, config.bits) == ("onnxruntime-cpu", 8, (32, 8))
+    assert config.build().threads == 2
+    for bad in ({"threads": 0}, {"batch_size": 0}, {"kind": "tensorrt"}, {"thread": 1}):
+        with pytest.raises(ValidationError, match=next(iter(bad))):
+            OnnxRuntimeCpu.model_validate(bad)
+
+
+def test_importing_the_config_imports_no_runtime() -> None:
+    code = (
+        "import sys, json, autocompress.measure.onnxruntime_cpu; "
+        "print(json.dumps([m for m in ('torch', 'onnxruntime', 'onnx') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_run_computes_for_any_batch_size(target: OnnxRuntimeCpuTarget) -> None:
+    session = target.prepare(unary("Neg"))
+    for count in (1, 7):
+        inputs = np.random.default_rng(0).random((count, 3), dtype=np.float32)
+        np.testing.assert_array_equal(session.run(inputs), -inputs)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"not a model", b"\x00" * 64, unary("Neg")[:40], unary("NoSuchOperator"), b"\x80\x04pickle."]
+)
+def test_bytes_that_are_no_model_are_refused(target: OnnxRuntimeCpuTarget, junk: bytes) -> None:
+    with pytest.raises(
+        MeasurementError, match=rf"expected an ONNX model .* got {len(junk)} bytes that it refuses: \S+"
+    ):
+        target.prepare(junk)
+
+
+def test_no_bytes_and_a_path_are_refused(target: OnnxRuntimeCpuTarget) -> None:
+    with pytest.raises(MeasurementError, match="expected the bytes of an ONNX model, got no bytes at all"):
+        target.prepare(b"")
+    with pytest.raises(MeasurementError, match="expected the bytes of an ONNX model, got a str"):
+        target.prepare("model.onnx")  # type: ignore[arg-type]
+
+
+def test_a_fixed_batch_is_refused_with_what_to_do(target: OnnxRuntimeCpuTarget) -> None:
+    with pytest.raises(MeasurementError, match=r"input 'x': expected a free batch axis first, got a fixed batch of 1"):
+        target.prepare(unary("Neg", batch=1, out=1))
+    reshape = model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [value("x", ["n", 3])],
+        [value("y", [4, 3])],
+        shape=np.array([4, 3]),
+    )
+    with pytest.raises(MeasurementError, match=r"output 'y': .* fixed batch of 4 .*flatten\(1\)"):
+        target.prepare(reshape)
+
+
+def test_several_inputs_or_outputs_are_refused(target: OnnxRuntimeCpuTarget) -> None:
+    two_in = model(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        [value("a", ["n", 3]), value("b", ["n", 3])],
+        [value("y", ["n", 3])],
+    )
+    with pytest.raises(MeasurementError, match=r"expected a network with one input, got 2: \['a', 'b'\]"):
+        target.prepare(two_in)
+    two_out = model(
+        [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Abs", ["x"], ["z"])],
+        [value("x", ["n", 3])],
+        [value("y", ["n", 3]), value("z", ["n", 3])],
+    )
+    with pytest.raises(MeasurementError, match=r"expected a network with one output, got 2: \['y', 'z'\]"):
+        target.prepare(two_out)
+
+
+def test_an_input_that_is_no_tensor_of_numbers_is_refused(target: OnnxRuntimeCpuTarget) -> None:
+    text = model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [value("x", ["n", 3], TensorProto.STRING)],
+        [value("y", ["n", 3], TensorProto.STRING)],
+    )
+    with pytest.raises(MeasurementError, match=r"input 'x': expected a type out of .* got tensor\(string\)"):
+        target.prepare(text)
+
+
+def test_outputs_that_are_not_finite_are_refused(target: OnnxRuntimeCpuTarget) -> None:
+    session = target.prepare(unary("Log"))
+    inputs = np.ones((4, 3), dtype=np.float32)
+    inputs[2, 1] = -1.0
+    with pytest.raises(MeasurementError, match=r"expected finite values, got nan in 1 of 4 examples, .* index 2"):
+        session.run(inputs)
+    inputs[2, 1] = 0.0
+    with pytest.raises(MeasurementError, match="got -inf in 1 of 4"):
+        session.runner(inputs)
+
+
+def test_inputs_of_the_wrong_type_or_shape_are_refused(target: OnnxRuntimeCpuTarget) -> None:
+    session = target.prepare(unary("Neg"))
+    with pytest.raises(MeasurementError, match="input 'x': expected float32, got float64"):
+        session.run(np.ones((2, 3)))
+    with pytest.raises(MeasurementError, match=r"input 'x': expected shape \['n', 3\], got \[2, 4\]"):
+        session.run(np.ones((2, 4), dtype=np.float32))
+    with pytest.raises(MeasurementError, match="expected at least one example"):
+        session.run(np.ones((0, 3), dtype=np.float32))
+
+
+def test_a_reshape_that_mixes_examples_is_refused(target: OnnxRuntimeCpuTarget) -> None:
+    mixed = model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [value("x", ["n", 4])],
+        [value("y", ["m", 2])],
+        shape=np.array([-1, 2]),
+    )
+    with pytest.raises(MeasurementError, match=r"output 'y': expected 3 rows, one for each input, got shape \(6, 2\)"):
+        target.prepare(mixed).run(np.ones((3, 4), dtype=np.float32))
+
+
+def test_a_failure_inside_the_runtime_is_reported(target: OnnxRuntimeCpuTarget) -> None:
+    reshape = model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [value("x", ["n", 3])],
+        [value("y", ["m", 4])],
+        shape=np.array([-1, 4]),
+    )
+    with pytest.raises(MeasurementError, match=r"the runtime failed on an input of shape \(3, 3\): \S+"):
+        target.prepare(reshape).run(np.ones((3, 3), dtype=np.float32))
+
+
+def test_a_free_axis_behind_the_batch_has_no_shape_to_tell(target: OnnxRuntimeCpuTarget) -> None:
+    free = model([helper.make_node("Neg", ["x"], ["y"])], [value("x", ["n", "t"])], [value("y", ["n", "t"])])
+    session = target.prepare(free)
+    with pytest.raises(MeasurementError, match="expected fixed sizes behind the batch axis"):
+        session.input_shape(1)
+    assert session.run(np.ones((2, 5), dtype=np.float32)).shape == (2, 5)
+
+
+def test_a_real_network_of_a_third_of_the_work_is_measured_as_faster(target: OnnxRuntimeCpuTarget) -> None:
+    dense, third = target.prepare(perceptron(512, 12)), target.prepare(perceptron(512, 4))
+    inputs = np.random.default_rng(0).standard_normal((1, 512)).astype(np.float32)
+    start = time.perf_counter()
+    (reading,) = measure([third], dense, inputs, seed=0)
+    seconds = time.perf_counter() - start
+    assert reading.noisy or 0.2 < reading.ratio.value < 0.6
+    assert reading.latency_ms.value == pytest.approx(reading.ratio.value * reading.baseline_ms)
+    assert seconds < 5.0  # 0.5 s on a machine of its own
+
+
+def test_a_fingerprint_tells_hosts_runtimes_and_threads_apart() -> None:
+    host = fingerprint("onnxruntime 1.0", 1)
+    assert host == fingerprint("onnxruntime 1.0", 1)
+    assert len({host.key, fingerprint("onnxruntime 1.1", 1).key, fingerprint("onnxruntime 1.0", 2).key}) == 3
+    assert host.cpu
+    assert host.cores >= 1
+    assert host.memory_gb >= 1
+    assert host.flags == tuple(sorted(host.flags))
+    assert load() >= 0.0
+
+
+def test_the_doctor_tries_each_runtime() -> None:
+    found = {runtime.name: runtime for runtime in runtimes()}
+    assert list(found) == ["onnxruntime", "torch", "cuda"]
+    assert found["onnxruntime"].works
+    assert "8-bit integers" in found["onnxruntime"].detail
+    assert found["torch"].works
+    assert found["cuda"].detail
+    for runtime in found.values():
+        assert Runtime.model_validate_json(runtime.model_dump_json()) == runtime
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "torch"])
+def test_the_doctor_says_why_a_runtime_does_not_work(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from autocompress.measure.doctor import runtimes\n"
+        f"print(*[r.model_dump_json() for r in runtimes() if r.name == {missing!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    runtime = Runtime.model_validate_json(done.stdout)
+    assert not runtime.works
+    assert "failed" in runtime.detail
+
+
+def test_boards_are_read_from_the_drivers_own_list(tmp_path: Path) -> None:
+    folder = tmp_path / "0000:01:00.0"
+    folder.mkdir()
+    (folder / "information").write_text("Model: \t\t NVIDIA Example 1\nIRQ: 7\n")
+    assert _nvidia_boards(tmp_path) == ["NVIDIA Example 1"]
+    assert _nvidia_boards(tmp_path / "absent") == []
