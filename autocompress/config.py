@@ -6,7 +6,6 @@ Nothing heavy is imported here: samplers and targets are frozen settings that im
 from __future__ import annotations
 
 import importlib.resources
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     SecretStr,
     field_validator,
     model_validator,
@@ -29,8 +27,8 @@ from autocompress.records import Bound, ObjectiveName
 from autocompress.search.samplers import NSGA2, SamplerConfig
 from autocompress.space.config import SpaceConfig, load_space, read_space
 from autocompress.space.explain import nearest, validate
-from autocompress.space.reference import anchored, function_reference, reference_problem
-from autocompress.space.yaml import Document, parse_value, read_document
+from autocompress.space.reference import TaskConfig, anchored, reference_problem
+from autocompress.space.yaml import Document, flatten, override, read_document
 
 #: Where studies are kept unless the study file says otherwise.
 OUTPUT = Path("autocompress-runs")
@@ -54,39 +52,6 @@ def _checked_name(value: str) -> str:
 class _Part(BaseModel):
     # Inputs are hidden because the address of a ledger may hold a password.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class TaskConfig(_Part):
-    """The function that brings the model and the data.
-
-    Attributes:
-        factory: ``package.module:function`` or ``/absolute/file.py:function``; from Python also the function itself.
-        arguments: its keyword arguments, plain JSON data.
-    """
-
-    factory: str
-    arguments: dict[str, JsonValue] = {}
-
-    @field_validator("factory", mode="before")
-    @classmethod
-    def _from_function(cls, value: Any) -> Any:
-        return function_reference(value) if callable(value) else value
-
-    @field_validator("factory")
-    @classmethod
-    def _has_both_parts(cls, value: str) -> str:
-        module, _, name = value.partition(":")
-        if not module or not name.isidentifier():
-            raise ValueError(f"expected 'package.module:function' or 'file.py:function', got {value!r}")
-        return anchored(value, Path.cwd())
-
-    @field_validator("arguments")
-    @classmethod
-    def _finite(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for name, item in value.items():
-            if not _is_finite(item):
-                raise ValueError(f"expected finite numbers in arguments, got {item} for {name!r}")
-        return value
 
 
 class Limit(_Part):
@@ -359,7 +324,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Returns:
         Empty if they are equal.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flatten(old), flatten(new)
     keys = list(dict.fromkeys([*before, *after]))
     return "\n".join(
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -371,7 +336,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _build(document: Document, overrides: Sequence[str], base: Path) -> Study:
     """Study of a document; every problem of study and space is told at once."""
     for text in overrides:
-        _override(document, text)
+        override(document, text)
     problems: list[str] = []
     data = document.data
     reference = data.get("space")
@@ -420,40 +385,3 @@ def _anchor_task(data: dict[str, Any], base: Path) -> None:
         data["task"] = anchored(task, base)
     elif isinstance(task, dict) and isinstance(task.get("factory"), str):
         task["factory"] = anchored(task["factory"], base)
-
-
-def _override(document: Document, text: str) -> None:
-    key, equals, value = text.partition("=")
-    path = tuple(part.strip() for part in key.split("."))
-    if not equals or not all(path):
-        # The value may be a secret: only the key is shown.
-        raise ConfigError(f"override: expected key.path=value, got {key!r}")
-    place = f"override {'.'.join(path)}"
-    target: Any = document.data
-    for depth, part in enumerate(path[:-1], start=1):
-        target = target.setdefault(part, {})
-        if target is None:
-            raise ConfigError(f"{place}: expected a mapping at {'.'.join(path[:depth])}, got null")
-        if not isinstance(target, dict):
-            raise ConfigError(f"{place}: expected a mapping at {'.'.join(path[:depth])}, got {type(target).__name__}")
-    target[path[-1]] = parse_value(value, place)
-    for known in [known for known in document.places if known[: len(path)] == path]:
-        del document.places[known]
-    document.places[path] = "override"
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, Mapping) and data:
-        found: dict[str, Any] = {}
-        for key, value in data.items():
-            found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {prefix: data}
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_finite(item) for item in value.values())
-    if isinstance(value, list):
-        return all(_is_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)

@@ -128,7 +128,8 @@ class Task:
 
     def example_input(self) -> Tensor:
         """One training input with a batch axis, shape (1, ...)."""
-        return self.train[0][0].unsqueeze(0)
+        first: Tensor = self.train[0][0]
+        return first.unsqueeze(0)
 
 
 def load_task(reference: str, arguments: Mapping[str, Any] | None = None) -> Task:

@@ -31,7 +31,9 @@ def modules() -> list[str]:
 
 def test_every_folder_with_code_is_a_listed_package() -> None:
     top = {folder_of(package) for package in SETUPTOOLS["packages"]}
-    found = {path.parent for place in ("autocompress", "flows", "search_spaces") for path in (ROOT / place).rglob("*.py")}
+    found = {
+        path.parent for place in ("autocompress", "flows", "search_spaces") for path in (ROOT / place).rglob("*.py")
+    }
     assert found == top
 
 

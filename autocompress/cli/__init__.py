@@ -93,7 +93,7 @@ def validate(study: StudyArgument, changes: SetOption = None) -> None:
 
 
 @app.command()
-def status(study: StudyArgument, as_json: JsonOption = False) -> None:
+def status(study: StudyArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
     """Show how far a study is: trials by state, reasons of failures, the front so far.
 
     Example: `autocompress status digits`
@@ -101,7 +101,7 @@ def status(study: StudyArgument, as_json: JsonOption = False) -> None:
     from autocompress.pipeline.views import study_status
     from autocompress.cli.printing import print_status
 
-    view = study_status(_load(study))
+    view = study_status(_load(study, changes))
     if as_json:
         _print_json(view.model_dump(mode="json"))
     else:
@@ -109,7 +109,7 @@ def status(study: StudyArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def front(study: StudyArgument, as_json: JsonOption = False) -> None:
+def front(study: StudyArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
     """Show the final front: objectives with intervals, plan, registered version, sha256.
 
     Example: `autocompress front digits --json`
@@ -117,7 +117,7 @@ def front(study: StudyArgument, as_json: JsonOption = False) -> None:
     from autocompress.pipeline.views import study_front
     from autocompress.cli.printing import print_front
 
-    view = study_front(_load(study))
+    view = study_front(_load(study, changes))
     if as_json:
         _print_json(view.model_dump(mode="json"))
     else:
@@ -188,7 +188,7 @@ def verify(
 
 
 @app.command()
-def profile(study: StudyArgument, as_json: JsonOption = False) -> None:
+def profile(study: StudyArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
     """Profile the dense model: groups, latency per layer, sensitivity per group.
 
     Example: `autocompress profile digits`
@@ -197,7 +197,7 @@ def profile(study: StudyArgument, as_json: JsonOption = False) -> None:
     from autocompress.cli.printing import print_profile
     from autocompress.report.terminal import Progress
 
-    one = StudyRun(_load(study))
+    one = StudyRun(_load(study, changes))
     with Progress() as progress:
         from autocompress.pipeline.progress import reporting_to
 

@@ -11,7 +11,6 @@ stuck in native code or has children of its own.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import json
 import os
@@ -27,7 +26,6 @@ from autocompress.references import load_object
 
 Evaluate = Callable[[dict[str, Any]], dict[str, Any]]
 
-_PR_SET_PDEATHSIG = 1
 #: Words in the message of a library that could not allocate, torch's CPU allocator among them.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
@@ -59,9 +57,13 @@ def main(arguments: list[str]) -> None:
 
 def _fork_guard(requests_fd: int, replies_fd: int, alive_fd: int) -> None:
     """Fork the process that kills this group at the parent's death. Nothing else runs yet, so forking is safe."""
-    if os.fork() != 0:
+    child = os.fork()
+    if child != 0:
+        os.waitpid(child, 0)
         os.close(alive_fd)
         return
+    if os.fork() != 0:  # the guard is nobody's child, so that user code that waits for its children does not meet it
+        os._exit(0)
     os.close(requests_fd)
     os.close(replies_fd)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -75,12 +77,6 @@ def _be_first_to_die() -> None:
     """If the machine runs out of memory, let the kernel take this process and not the search."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends. Linux only; elsewhere nothing."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _build(factory: str, arguments: dict[str, Any]) -> tuple[Evaluate | None, dict[str, Any]]:

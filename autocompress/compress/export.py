@@ -22,14 +22,13 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, nn
 
+from autocompress.compress.artifact import WEIGHTED
 from autocompress.compress.fold import fold_batch_norm
 from autocompress.errors import ExportError
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-#: Operators that a layer with weights becomes. Their nodes carry the layer's qualified name.
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 #: Largest difference from torch that still counts as the same network, relative to the largest output (at least 1).
 TOLERANCE = 1e-2
 _SCOPES = "pkg.torch.onnx.name_scopes"

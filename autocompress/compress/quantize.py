@@ -19,7 +19,8 @@ from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from autocompress.compress.export import WEIGHTED, canonical
+from autocompress.compress.artifact import WEIGHTED
+from autocompress.compress.export import canonical
 from autocompress.errors import CompressionError, InfeasibleError
 
 #: Examples per calibration run of the float model.

@@ -108,8 +108,7 @@ class Evaluator:
         )
         session = bench.target.prepare(compressed.model)
         started = time.monotonic()
-        with self._slot.training():
-            quality = judge(session, bench.task, role, bench.study.seed)
+        quality = judge(session, bench.task, role, bench.study.seed, guard=self._slot.training)
         judged = time.monotonic()
         with self._slot.measuring():
             entered = time.monotonic()
@@ -124,7 +123,9 @@ class Evaluator:
             plan_key=plan.key,
             fidelity=fidelity,
             role=role,
-            values=values_of(compressed, quality, reading.latency_ms),
+            # The ratio is what the interleaved reading knows well; times the study's one baseline, so that a host
+            # that is faster now than an hour ago moves no candidate against another.
+            values=values_of(compressed, quality, scaled(reading.ratio, bench.prepared.baseline.latency_ms)),
             artifact=compressed.artifact,
             latency=reading,
             host=bench.host,
@@ -148,6 +149,11 @@ def values_of(compressed: Compressed, quality: Estimate, latency_ms: Estimate) -
         "macs": Estimate.exact(compressed.artifact.macs),
         "parameters": Estimate.exact(compressed.artifact.parameters),
     }
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """An estimate times a positive factor."""
+    return Estimate(value=factor * estimate.value, low=factor * estimate.low, high=factor * estimate.high)
 
 
 @contextlib.contextmanager

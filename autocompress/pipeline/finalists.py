@@ -126,6 +126,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord]) -> Finals:
     baseline = bench.prepared.baseline
     baseline = baseline.model_copy(
         update={
+            "latency_ms": fresh[0].latency.baseline_ms,
             "accuracy": {
                 **baseline.accuracy,
                 "selection": judge(bench.dense_session, bench.task, "selection", study.seed),

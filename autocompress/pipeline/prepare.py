@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -107,7 +109,7 @@ class Workbench:
     def space(self) -> Space:
         """The search space, resolved against the groups found in the model."""
         return resolve(
-            self.study.space_config,
+            self.study.space,
             self.prepared.structure,
             round_to=self.target.round_to,
             bits=self.target.bits,
@@ -212,9 +214,15 @@ def prepare(study: Study) -> Workbench:
     return Workbench(study, folder, prepared)
 
 
-def judge(session: Session, task: Task, role: Role, seed: int) -> Estimate:
-    """Accuracy of a session on one role of the data, with its 95% interval."""
-    outputs, targets = predict(session, getattr(task, role))
+def judge(
+    session: Session,
+    task: Task,
+    role: Role,
+    seed: int,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Estimate:
+    """Accuracy of a session on one role of the data, with its 95% interval; `guard` is entered for each batch."""
+    outputs, targets = predict(session, getattr(task, role), guard=guard)
     return accuracy(outputs, targets, task.metric, seed=derive_seed(seed, "bootstrap", role))
 
 

@@ -38,7 +38,7 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
     lineage, origin = _lineage(bench, finals), _origin(bench, finals)
     report.stage("register", f"tracking {len(trials)} trials in {store.address}")
     parent = store.track_study(study.name, _flat(study.model_dump(mode="json", exclude={"task"})), lineage, trials)
-    model = study.registry_model
+    model = study.model_name
     dense = bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
     store.keep_dense(parent, dense)
     front = sorted(finals.front, key=lambda f: f.final.values["latency_ms"].value)
@@ -96,7 +96,7 @@ def _lineage(bench: Workbench, finals: Finals) -> Lineage:
         model_sha256=bench.prepared.model_sha256,
         data_sha256=digest(finals.data_sha256),
         code_sha256=finals.code_sha256,
-        space_sha256=digest(bench.study.space_config.model_dump(mode="json")),
+        space_sha256=digest(bench.study.space.model_dump(mode="json")),
         dense_sha256=bench.prepared.baseline.artifact.sha256,
         task=bench.prepared.task,
         host=bench.host.key,

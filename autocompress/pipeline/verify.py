@@ -6,20 +6,19 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from autocompress.compress.artifact import describe
-from autocompress.config import target_of
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import measure
 from autocompress.measure.quality import accuracy, predict
 from autocompress.measure.target import Target
 from autocompress.pipeline.identity import dataset_digest
+from autocompress.pipeline.prepare import latency_inputs
 from autocompress.records import Estimate, LatencyReading, Record, Role
 from autocompress.registry.card import EvidenceCard
 from autocompress.registry.store import Store
 from autocompress.rng import derive_seed
-from autocompress.task import Task, fetch, load_task
+from autocompress.task import Task, load_task
 
 Outcome = Literal["holds", "differs", "not comparable"]
 
@@ -67,7 +66,7 @@ def verify_version(uri: str, *, output: Path) -> Verification:
     """
     store = Store(None, output)
     model, card = store.fetch(uri)
-    target = target_of(card.origin.target.kind, card.origin.target.threads, card.origin.target.batch_size)
+    target = OnnxRuntimeCpu(threads=card.origin.target.threads, batch_size=card.origin.target.batch_size).build()
     checks = _bytes(model, card)
     task = load_task(card.origin.task.factory, card.origin.task.arguments)
     for role, claimed in (("selection", card.final.values["accuracy"]), ("test", card.test)):
@@ -123,7 +122,7 @@ def _latency(model: bytes, card: EvidenceCard, target: Target, task: Task, store
         found = f"this host is {here.key} ({here.cpu}), the card's is {card.final.host.key}"
         return Check(name="latency", claimed=words, found=found, outcome="not comparable")
     dense = store.dense(card)
-    inputs = fetch(task.selection, torch.arange(target.batch_size))[0].numpy()
+    inputs = latency_inputs(task, target.batch_size)
     reading = measure([target.prepare(model)], target.prepare(dense), inputs, seed=derive_seed(0, "verify"))[0]
     agrees = agree(claimed, reading)
     noise = "; the machine was too noisy to tell" if reading.noisy else ""

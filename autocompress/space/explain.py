@@ -20,7 +20,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def validate(model: type[ModelT], document: Document) -> ModelT:
-    """Build `model` from a document; scalars are never converted (``"4"`` is not an integer).
+    """Build `model` from a document. Scalars are as strict as the model says.
 
     Args:
         model: what to build.
@@ -30,8 +30,7 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
         ConfigError: one line for each problem: place, key, expected, got.
     """
     try:
-        # By way of JSON, because pydantic's strict mode takes lists for tuples and text for paths only from JSON.
-        return model.model_validate_json(json.dumps(document.data), strict=True)
+        return model.model_validate(document.data)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, model, document))) from None
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
 from autocompress.space.explain import nearest
 
@@ -80,6 +83,41 @@ def reference_problem(reference: str) -> str | None:
     return None if source is None else _name_problem(source, name)
 
 
+class TaskConfig(BaseModel):
+    """The function that brings the model and the data.
+
+    Attributes:
+        factory: ``package.module:function`` or ``/absolute/file.py:function``; from Python also the function itself.
+        arguments: its keyword arguments, plain JSON data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factory: str
+    arguments: dict[str, JsonValue] = {}
+
+    @field_validator("factory", mode="before")
+    @classmethod
+    def _from_function(cls, value: Any) -> Any:
+        return function_reference(value) if callable(value) else value
+
+    @field_validator("factory")
+    @classmethod
+    def _has_both_parts(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not module or not name.isidentifier():
+            raise ValueError(f"expected 'package.module:function' or 'file.py:function', got {value!r}")
+        return anchored(value, Path.cwd())
+
+    @field_validator("arguments")
+    @classmethod
+    def _finite(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name, item in value.items():
+            if not _is_finite(item):
+                raise ValueError(f"expected finite numbers in arguments, got {item} for {name!r}")
+        return value
+
+
 def _find(module: str) -> tuple[ModuleSpec | None, str]:
     """The module's spec, found without importing its parents; else None and the part that is missing."""
     path: Any = None
@@ -117,3 +155,11 @@ def _name_problem(source: Path, name: str) -> str | None:
     if name in names or "__getattr__" in names:
         return None
     return f"a function of {source}, got {name!r}, which it does not define{nearest(name, names)}"
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_finite(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)

@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -117,6 +117,45 @@ def parse_value(text: str, source: str) -> Any:
         ConfigError: `text` is not the YAML that is accepted here.
     """
     return _parse(text, source, {})
+
+
+def override(document: Document, text: str) -> None:
+    """Replace one value of a document.
+
+    Args:
+        document: changed in place.
+        text: ``key.path=value``, the value in YAML; mappings on the way are made.
+
+    Raises:
+        ConfigError: not of that form, or the path leads through something that is no mapping.
+    """
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        # The value may be a secret: only the key is shown.
+        raise ConfigError(f"override: expected key.path=value, got {key!r}")
+    place = f"override {'.'.join(path)}"
+    target: Any = document.data
+    for depth, part in enumerate(path[:-1], start=1):
+        target = target.setdefault(part, {})
+        if target is None:
+            raise ConfigError(f"{place}: expected a mapping at {'.'.join(path[:depth])}, got null")
+        if not isinstance(target, dict):
+            raise ConfigError(f"{place}: expected a mapping at {'.'.join(path[:depth])}, got {type(target).__name__}")
+    target[path[-1]] = parse_value(value, place)
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = "override"
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; empty mappings and lists are values."""
+    if isinstance(data, Mapping) and data:
+        found: dict[str, Any] = {}
+        for key, value in data.items():
+            found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {prefix: data}
 
 
 def _parse(text: str, source: str, places: dict[KeyPath, str]) -> Any:

@@ -47,7 +47,7 @@ def main() -> None:
     minutes = (time.monotonic() - started) / 60
     folder = options.output.resolve() / "cifar10-resnet20x2"
     finals = json.loads((folder / "finalists.json").read_text())
-    view = json.loads(command(["front", str(folder), "--json"], capture=True))
+    view = json.loads(command(["front", str(HERE / "study.yaml"), *flags, "--json"], capture=True))
     (HERE / "results.md").write_text(report(view, finals, minutes))
     sys.stdout.write(f"\nwritten {HERE / 'results.md'}\n")
 

@@ -1,0 +1,202 @@
+"""Image classification from arrays: a dataset held as bytes, and a task that reads an ``.npz`` file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from autocompress.errors import TaskError
+from autocompress.models.resnet import resnet_cifar
+from autocompress.models.weights import load_weights
+from autocompress.rng import derive_seed
+from autocompress.task import Recipe, Task
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
+    """Images in memory as bytes, normalized when they are fetched: (pixel / scale - mean) / std.
+
+    Attributes:
+        images: shape (n, channels, height, width), uint8.
+        targets: shape (n,), class indices, int64.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: float = 255.0,
+        crop: int = 0,
+        flip: bool = False,
+    ) -> None:
+        """Keep references to the tensors.
+
+        Args:
+            images: shape (n, channels, height, width), uint8.
+            targets: shape (n,), class indices.
+            mean: one per channel, after division by `scale`.
+            std: one per channel.
+            scale: what the largest pixel value stands for.
+            crop: pad by so many pixels, then crop at random; 0 is off.
+            flip: mirror half of the images. Both draw from torch's global generator.
+
+        Raises:
+            TaskError: shapes or kinds of number disagree, or a std is not positive.
+        """
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise TaskError(
+                f"images: expected uint8 of shape (n, channels, height, width), got {images.dtype} {tuple(images.shape)}"
+            )
+        if targets.shape != images.shape[:1] or targets.is_floating_point():
+            raise TaskError(
+                f"targets: expected {len(images)} integers, got {targets.dtype} of shape {tuple(targets.shape)}"
+            )
+        if len(mean) != images.shape[1] or len(std) != images.shape[1]:
+            raise TaskError(f"mean and std: expected {images.shape[1]} values each, got {list(mean)} and {list(std)}")
+        if min(std) <= 0.0 or scale <= 0.0:
+            raise TaskError(f"std and scale: expected positive values, got {list(std)} and {scale}")
+        if crop < 0:
+            raise TaskError(f"crop: expected a number of pixels >= 0, got {crop}")
+        self.images = images
+        self.targets = targets.to(torch.int64)
+        self._shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1) * scale
+        self._factor = 1.0 / (torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1) * scale)
+        self._crop = crop
+        self._flip = flip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image of shape (channels, height, width), float32, and its class."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        inputs, targets = self.batch(torch.tensor([index % len(self)]))
+        return inputs[0], targets[0]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of shape (n, channels, height, width), float32, and classes of shape (n,)."""
+        inputs = (self.images[indices].float() - self._shift) * self._factor
+        if self._crop:
+            inputs = _random_crop(inputs, self._crop)
+        if self._flip:
+            inputs = torch.where(torch.rand(len(inputs), 1, 1, 1) < 0.5, inputs.flip(3), inputs)
+        return inputs, self.targets[indices]
+
+
+def _random_crop(inputs: Tensor, padding: int) -> Tensor:
+    """Shift every image by up to `padding` pixels each way; what comes in from outside is zero."""
+    n, _, height, width = inputs.shape
+    padded = functional.pad(inputs, (padding,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, channels, rows, columns, height, width)
+    rows, columns = torch.randint(2 * padding + 1, (2, n))
+    return windows[torch.arange(n), :, rows, columns]
+
+
+def images(
+    data: str,
+    network: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str | None = None,
+    split_seed: int = 0,
+    holdout: int = 5000,
+    augment: bool = True,
+    flip: bool = True,
+    epochs: int = 24,
+    learning_rate: float = 0.2,
+    batch_size: int = 128,
+    recovery_learning_rate: float = 0.02,
+    seed: int = 0,
+) -> Task:
+    """A residual network on images from an ``.npz`` file.
+
+    The training images are permuted by ``torch.randperm`` with `split_seed`; all but the last `holdout` are *train*, the
+    first half of those is *validation*, the second *selection*. The file's own test images are *test*.
+
+    Args:
+        data: path of a file with ``x_train``, ``y_train``, ``x_test``, ``y_test``; images are uint8 of shape
+            (n, height, width) or (n, height, width, channels) with 1 or 3 channels.
+        network: arguments of `resnet_cifar`.
+        mean: one per channel, of pixels in [0, 1].
+        std: one per channel.
+        weights: a safetensors file for the network; without it the network is trained by `epochs` and its companions.
+        split_seed: of the permutation; must be the one that the weights were trained with.
+        holdout: images kept from training.
+        augment: shift training images by up to 4 pixels, and mirror them if `flip`.
+        flip: off for images that mean something else when mirrored, such as digits.
+        epochs: of training without weights.
+        learning_rate: its peak.
+        batch_size: of training and recovery.
+        recovery_learning_rate: its peak.
+        seed: of the initial weights.
+
+    Raises:
+        TaskError: a file is missing, holds something else, or does not fit the network.
+    """
+    arrays = _read(Path(data).expanduser())
+    x_train, x_test = _channels_first(arrays["x_train"]), _channels_first(arrays["x_test"])
+    y_train, y_test = (torch.from_numpy(arrays[key].astype(np.int64)).flatten() for key in ("y_train", "y_test"))
+    if not 2 <= holdout < len(x_train):
+        raise TaskError(f"holdout: expected at least 2 and fewer than the {len(x_train)} training images, got {holdout}")
+    order = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(split_seed))
+    train, rest = order[: len(order) - holdout], order[len(order) - holdout :]
+    validation, selection = rest[: holdout // 2], rest[holdout // 2 :]
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "initial weights"))
+            module = resnet_cifar(**network)
+        return module if weights is None else load_weights(module, Path(weights).expanduser())
+
+    def part(x: Tensor, y: Tensor, *, noisy: bool = False) -> ImageTensors:
+        return ImageTensors(x, y, mean=mean, std=std, crop=4 if noisy else 0, flip=noisy and flip)
+
+    return Task(
+        name="images",
+        model=build,
+        train=part(x_train[train], y_train[train], noisy=augment),
+        validation=part(x_train[validation], y_train[validation]),
+        selection=part(x_train[selection], y_train[selection]),
+        test=part(x_test, y_test),
+        trained=weights is not None,
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size),
+        recovery_learning_rate=recovery_learning_rate,
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise TaskError(f"data: expected an .npz file, got {path}, which does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file]
+            if missing:
+                raise TaskError(f"data: {path} lacks {missing}; it has {sorted(file)}")
+            arrays = {key: file[key] for key in _KEYS}
+    except (ValueError, OSError, TypeError, zipfile.BadZipFile) as error:
+        raise TaskError(f"data: {path} cannot be read as .npz ({error})") from error
+    for key in ("x_train", "x_test"):
+        if arrays[key].dtype != np.uint8 or arrays[key].ndim not in (3, 4):
+            raise TaskError(
+                f"data: {path}: {key}: expected uint8 of shape (n, height, width[, channels]), "
+                f"got {arrays[key].dtype} of shape {arrays[key].shape}"
+            )
+    return arrays
+
+
+def _channels_first(array: np.ndarray) -> Tensor:
+    images = torch.from_numpy(array)
+    return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()

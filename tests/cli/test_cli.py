@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def autocompress(*arguments, cwd, timeout=60):
+    return subprocess.run(
+        [sys.executable, "-m", "autocompress.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
+
+
+COMMANDS = ("run", "validate", "status", "front", "pick", "verify", "profile", "doctor")
+
+
+def test_every_command_has_help_with_an_example(tmp_path):
+    overview = autocompress("--help", cwd=tmp_path)
+    assert overview.returncode == 0
+    for command in COMMANDS:
+        assert command in overview.stdout
+        shown = autocompress(command, "--help", cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        assert f"autocompress {command}" in shown.stdout, f"{command} --help shows no example"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\ntask: {factory: 'autocompress.tasks.digits:digits'}\nsearch: {trials: many}\n", "study.yaml:3: search.trials: expected"),
+        ("name: a\ntask: {factory: 'no_such_package_here.x:y'}\n", "no_such_package_here"),
+        ("name: a\nname: b\n", "study.yaml:2"),
+        ("name: [\n", "study.yaml:"),
+    ],
+)
+def test_a_wrong_study_file_ends_with_2_in_under_5_seconds_and_creates_nothing(tmp_path, text, expected):
+    (tmp_path / "study.yaml").write_text(text)
+    for command in ("validate", "run"):
+        started = time.monotonic()
+        done = autocompress(command, "study.yaml", cwd=tmp_path)
+        seconds = time.monotonic() - started
+        assert done.returncode == 2, done.stderr
+        assert expected in done.stderr
+        assert done.stdout == ""
+        assert seconds < 5, f"{command} took {seconds:.1f} s"
+    assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_validate_does_not_import_the_task(tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "study.yaml").write_text("name: a\ntask: mine.py:task\n")
+    done = autocompress("validate", "study.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("def task():\n    raise RuntimeError('no disk')\n", "raised RuntimeError: no disk"),
+        ("def task():\n    return 3\n", "expected it to return an autocompress.Task, got int"),
+        ("import sys\ndef task():\n    sys.exit(0)\n", "raised SystemExit"),
+        ("def other():\n    pass\n", "'task'"),
+    ],
+)
+def test_a_wrong_task_names_the_function_and_creates_nothing(tmp_path, body, expected):
+    (tmp_path / "mine.py").write_text(body)
+    (tmp_path / "study.yaml").write_text("name: a\ntask: mine.py:task\n")
+    done = autocompress("profile", "study.yaml", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert expected in done.stderr
+    assert "mine.py" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["mine.py", "study.yaml"]
+
+
+def test_a_study_that_was_never_run_has_a_status_and_no_front(tmp_path):
+    status = autocompress("status", "digits", "--json", cwd=tmp_path)
+    assert status.returncode == 0, status.stderr
+    assert json.loads(status.stdout)["state"] == "not started"
+    front = autocompress("front", "digits", "--json", cwd=tmp_path)
+    assert json.loads(front.stdout)["stage"] == "none"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pick_refuses_an_unknown_objective_with_2(tmp_path):
+    done = autocompress("pick", "digits", "--max", "speed=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "expected OBJECTIVE=VALUE with one of accuracy" in done.stderr
+
+
+def test_an_unknown_option_ends_with_2(tmp_path):
+    done = autocompress("run", "digits", "--no-such-option", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no-such-option" in done.stderr
+
+
+@pytest.mark.slow
+def test_doctor_prints_one_json_document(tmp_path):
+    done = autocompress("doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["healthy"] is True
+    assert {r["name"] for r in document["runtimes"]} >= {"onnxruntime", "torch"}
