@@ -6,6 +6,7 @@ Nothing heavy is imported here: samplers and targets are frozen settings that im
 from __future__ import annotations
 
 import importlib.resources
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -275,7 +276,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         ConfigError: a line for each problem, as ``study.yaml:12: search.trials: expected an integer >= 1, got 'many'``.
     """
     file = Path(path)
-    return _build(read_document(file), overrides, file.absolute().parent)
+    return _build(read_document(file), overrides, file.parent)
 
 
 def find_study(reference: str, overrides: Sequence[str] = ()) -> Study:
@@ -293,7 +294,7 @@ def find_study(reference: str, overrides: Sequence[str] = ()) -> Study:
     outputs = [value for key, _, value in (text.partition("=") for text in overrides) if key.strip() == "output"]
     earlier = Path(outputs[-1] if outputs else OUTPUT) / reference / "study.json"
     if _NAME.fullmatch(reference) and earlier.is_file():
-        return _build(read_document(earlier), overrides, Path.cwd())
+        return _build(_read_kept(earlier), overrides, Path.cwd())
     try:
         return Study.from_packaged(reference, overrides)
     except ConfigError as error:
@@ -311,7 +312,7 @@ def read_identity(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not a kept study.
     """
-    return validate(Study, read_document(path)).identity()
+    return validate(Study, _read_kept(path)).identity()
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -331,6 +332,16 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for key in keys
         if before.get(key) != after.get(key)
     )
+
+
+def _read_kept(path: Path) -> Document:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a study kept as JSON, got {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a study kept as JSON, got a {type(data).__name__}")
+    return Document(str(path), data)
 
 
 def _build(document: Document, overrides: Sequence[str], base: Path) -> Study:

@@ -175,20 +175,6 @@ class Plan(Record):
         return digest(self)[:16]
 
     @property
-    def words(self) -> str:
-        """The plan in a few words, such as ``"5 groups cut, 2 layers masked, 12 layers int8"``; ``"dense"`` for none."""
-        parts = [
-            f"{count} {what}{'' if count == 1 else 's'} {done}"
-            for count, what, done in (
-                (len(self.cuts), "group", "cut"),
-                (len(self.masks), "layer", "masked"),
-                (len(self.bits), "layer", "int8"),
-            )
-            if count
-        ]
-        return ", ".join(parts) or "dense"
-
-    @property
     def is_dense(self) -> bool:
         """True if nothing is asked for."""
         return not (self.cuts or self.masks or self.bits)

@@ -31,7 +31,7 @@ from autocompress.config import Study, load_study
 from autocompress.errors import AutocompressError, InterruptedStudyError
 from autocompress.pipeline.progress import Reporter, SearchState, Silent, Together, reporter, reporting_to
 from autocompress.pipeline.run import Outcome, StudyRun
-from autocompress.pipeline.views import front_rows, summary_markdown
+from autocompress.pipeline.views import front_rows, study_front, summary_markdown
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -86,7 +86,7 @@ def search(run: StudyRun) -> None:
 def finalists(run: StudyRun) -> None:
     """Recover the front in full and judge it on data that the search never saw."""
     run.find_finalists()
-    create_table_artifact(table=front_rows(run), key=artifact_key(run.study.name, "front"), description="Final front")
+    create_table_artifact(table=front_rows(study_front(run.study)), key=artifact_key(run.study.name, "front"), description="Final front")
 
 
 # Registering is idempotent and talks to a server that may be away for a moment.
@@ -101,7 +101,9 @@ def report(run: StudyRun) -> None:
     """Write the page."""
     run.report()
     create_markdown_artifact(
-        markdown=summary_markdown(run), key=artifact_key(run.study.name, "summary"), description="Summary of the study"
+        markdown=summary_markdown(study_front(run.study), Path(run.outcome().page), run.outcome().tracking),
+        key=artifact_key(run.study.name, "summary"),
+        description="Summary of the study",
     )
 
 

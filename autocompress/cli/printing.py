@@ -149,13 +149,12 @@ def print_profile(found: Profile) -> None:
     """Groups with width, layers, share of time and sensitivity; what is left dense."""
     out = console()
     total = sum(n.milliseconds for n in found.latency) or 1.0
-    times = {n.node: n.milliseconds for n in found.latency}
     kl = {s.group: s for s in found.sensitivity}
     table = Table(title="groups", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("group", "width", "layers", "share of time", "KL when halved, nats"):
         table.add_column(name, justify="left" if name in ("group", "layers") else "right")
     for group in found.structure.groups:
-        share = sum(ms for node, ms in times.items() if any(_belongs(node, layer) for layer in group.layers)) / total
+        share = sum(n.milliseconds for n in found.latency if n.layer in group.layers) / total
         sensitivity = kl.get(group.name)
         table.add_row(
             escape(group.name),
@@ -171,15 +170,11 @@ def print_profile(found: Profile) -> None:
         nodes.add_column(name, justify="left" if name in ("node", "operation") else "right")
     for node in sorted(found.latency, key=lambda n: -n.milliseconds)[:12]:
         share = f"{100 * node.milliseconds / total:.1f}%"
-        nodes.add_row(escape(node.node), escape(node.operation), f"{node.milliseconds:.4f}", share)
+        nodes.add_row(escape(node.layer or node.node), escape(node.operation), f"{node.milliseconds:.4f}", share)
     out.print(nodes)
     out.print(f"\nspace     {escape(found.space)}", soft_wrap=True)
     for left in found.structure.left_dense:
         out.print(f"dense     {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
-
-
-def _belongs(node: str, layer: str) -> bool:
-    return node == layer or node.startswith((f"{layer}_", f"{layer}/"))
 
 
 def print_doctor(view: Examination) -> None:

@@ -122,9 +122,14 @@ class ChannelGraph:
 
     def _group(self, name: str, indices: Sequence[int]) -> Any:
         part = self.module.get_submodule(name)
-        return self._graph.get_pruning_group(
-            part, self._graph.get_pruner_of_module(part).prune_out_channels, list(indices)
-        )
+        try:
+            return self._graph.get_pruning_group(
+                part, self._graph.get_pruner_of_module(part).prune_out_channels, list(indices)
+            )
+        except Exception as error:
+            raise CompressionError(
+                f"the channels of {name} could not be followed: {type(error).__name__}: {error}"
+            ) from error
 
     def _items(self, name: str, indices: Sequence[int]) -> list[tuple[Any, bool, list[int]]]:
         """(module or parameter, its output channels are meant, channel indices) for everything that is coupled."""
@@ -140,7 +145,7 @@ class ChannelGraph:
         norms: list[str] = []
         consumers: list[Consumer] = []
         problems: list[str] = []
-        mixes = False
+        mixes, one_to_one = False, True
         for part, is_output, idxs in self._items(root, everything):
             name = self._names.get(part) if isinstance(part, nn.Module) else None
             if name is None:
@@ -148,10 +153,7 @@ class ChannelGraph:
             if isinstance(part, nn.Conv2d | nn.Linear):
                 if is_output:
                     layers.append(name)
-                    if _width(part) != width or sorted(idxs) != everything:
-                        problems.append(
-                            f"its {width} channels are coupled with {name}, which has {_width(part)}, not one to one"
-                        )
+                    one_to_one = one_to_one and _width(part) == width and sorted(idxs) == everything
                 else:
                     consumers.append(Consumer(name, tuple(int(i) for i in idxs)))
                 problems += _layer_problems(name, part)
@@ -163,6 +165,10 @@ class ChannelGraph:
                     norms.append(name)
             elif list(part.parameters(recurse=False)) or isinstance(part, nn.MultiheadAttention | nn.RNNBase):
                 problems.append(f"it is coupled with {name}, and cutting {type(part).__name__} is not supported")
+        if not one_to_one:
+            widths = sorted({_width(self.module.get_submodule(name)) for name in layers})
+            among = f"layers of {', '.join(map(str, widths))} channels" if len(widths) > 1 else "shifted channels"
+            problems.insert(0, f"its channels are coupled, not one to one, with {among}")
         layers.sort(key=lambda name: self._order.get(name, len(self._order)))
         return Coupling(
             name=layers[0],
@@ -192,6 +198,10 @@ def _width(part: nn.Module) -> int:
 def _layer_problems(name: str, layer: nn.Module) -> list[str]:
     if not has_own_weight(layer):
         return [f"the weight of {name} is computed from other tensors (a parametrization)"]
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1 and not layer.groups == layer.in_channels == layer.out_channels:
+    if (
+        isinstance(layer, nn.Conv2d)
+        and layer.groups > 1
+        and not layer.groups == layer.in_channels == layer.out_channels
+    ):
         return [f"{name} is a convolution in {layer.groups} groups"]
     return []

@@ -20,9 +20,7 @@ from autocompress.records import Criterion, Group
 class ChannelCriterion(Protocol):
     """Scores the channels of a group."""
 
-    def __call__(
-        self, module: nn.Module, group: Group, statistics: Statistics, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, module: nn.Module, group: Group, statistics: Statistics, generator: torch.Generator) -> Tensor:
         """Scores of shape (group.width,), finite; larger = keep."""
         ...
 

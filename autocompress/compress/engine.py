@@ -86,7 +86,7 @@ def compress(
         raise CompressionError(f"compress: expected epochs >= 0, got {epochs}")
     _check_names(plan, structure)
     seconds: dict[str, float] = {}
-    example = task.example_input()
+    example = torch.from_numpy(calibration_inputs(task, count=1, seed=seed))
     module = dense
     with _timed(seconds, "compress"), guard():
         if plan.cuts:
@@ -105,7 +105,7 @@ def compress(
                 masks=masks,
                 guard=guard,
             )
-            recalibrate_bn(module, task, guard=guard)
+            module = recalibrate_bn(module, task, guard=guard)
     with _timed(seconds, "export"), guard():
         exported = export_onnx(module, example)
     model = exported.model
@@ -115,7 +115,7 @@ def compress(
             model = quantize_static(model, [entry.layer for entry in plan.bits], inputs)
     artifact = describe(model)
     verify(plan, structure, artifact)
-    _check_shapes(module, artifact)
+    _check_shapes(module, structure, artifact)
     warnings = ()
     if exported.agreement > _DISAGREEMENT:
         warnings = (f"torch and the runtime differ by up to {exported.agreement:.2g} before quantization",)
@@ -144,7 +144,10 @@ def calibration_inputs(task: Task, *, count: int = CALIBRATION_EXAMPLES, seed: i
     dataset = plain() if callable(plain) else task.train
     generator = torch.Generator().manual_seed(derive_seed(seed, "calibration"))
     chosen = torch.randperm(len(dataset), generator=generator)[:count].sort().values
-    inputs, _ = fetch(dataset, chosen)
+    # A dataset that cannot do without augmentation draws the same one every time, and leaves no trace.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "calibration", "augment"))
+        inputs, _ = fetch(dataset, chosen)
     return inputs.to(torch.float32).numpy()
 
 
@@ -173,13 +176,12 @@ def _check_names(plan: Plan, structure: Structure) -> None:
             )
 
 
-def _check_shapes(module: nn.Module, artifact: Artifact) -> None:
-    """Every layer of the file has the shape of the module's, input channels included."""
+def _check_shapes(module: nn.Module, structure: Structure, artifact: Artifact) -> None:
+    """Every compressible layer of the file has the shape of the module's, input channels included."""
+    names = {layer.name for layer in structure.layers}
     for layer in artifact.layers:
-        try:
-            shape = tuple(module.get_submodule(layer.name).get_parameter("weight").shape)
-        except AttributeError:
-            # Weights that are not a module's `weight`; the plan cannot ask for them, and `verify` saw the rest.
+        if layer.name not in names:
             continue
+        shape = tuple(module.get_submodule(layer.name).get_parameter("weight").shape)
         if layer.shape != shape:
             raise CompressionError(f"artifact: layer {layer.name!r}: expected weights of {shape}, got {layer.shape}")

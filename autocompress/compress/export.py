@@ -64,11 +64,10 @@ def export_onnx(module: nn.Module, example: Tensor) -> Exported:
     row = example[:1].detach().to("cpu", torch.float32).contiguous()
     probe = torch.cat((row, 0.5 * row, -row))
     reference = copy.deepcopy(module).to("cpu", memory_format=torch.contiguous_format).eval()
-    with torch.no_grad():
-        expected = reference(probe)
-        if not isinstance(expected, Tensor):
-            raise ExportError(f"export: expected the module to return one tensor, got {type(expected).__name__}")
-        folded = fold_batch_norm(reference, probe)
+    # Two batch sizes: one that is fixed fails here, with a plain message, not inside torch's exporter.
+    _run(reference, probe[:2])
+    expected = _run(reference, probe)
+    folded = fold_batch_norm(reference, probe)
     program = _trace(folded, probe[:2])
     proto = program.model_proto
     _name_layers(proto.graph, {name for name, part in folded.named_modules() if name and _has_weight(part)})
@@ -99,6 +98,20 @@ def runtime_session(model: bytes) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run(module: nn.Module, inputs: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            outputs = module(inputs)
+    except Exception as error:
+        raise ExportError(
+            f"export: the module raised on inputs of shape {tuple(inputs.shape)}: {_first_cause(error)}; it has to "
+            "take a batch of any size (a reshape or view that holds a fixed batch size does not)"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise ExportError(f"export: expected the module to return one tensor, got {type(outputs).__name__}")
+    return outputs
 
 
 def _trace(module: nn.Module, example: Tensor) -> ONNXProgram:
@@ -133,19 +146,19 @@ def _first_cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notices about libraries that are not installed and about its own future."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    """Without the exporter's notices about missing libraries and its own future; its errors reach us as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     loggers += [
         logger
         for name, logger in logging.root.manager.loggerDict.items()
-        if name.startswith("torch.onnx.") and isinstance(logger, logging.Logger)
+        if name.startswith(("torch.onnx.", "torch.export.")) and isinstance(logger, logging.Logger)
     ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
-                logger.setLevel(logging.ERROR)
+                logger.setLevel(logging.CRITICAL)
             yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):
@@ -200,8 +213,8 @@ def _check_batch(graph: GraphProto) -> None:
         shape = [dim.dim_param or dim.dim_value for dim in dims]
         if not dims or not dims[0].dim_param:
             raise ExportError(
-                f"export: expected a free batch axis, got {value.name} of shape {shape}; a reshape or view in the "
-                "module's forward holds a fixed batch size: use x.flatten(1), or x.shape[0] as its first size"
+                f"export: expected a free batch axis, got {value.name} of shape {shape}; the module's "
+                "forward fixes the batch size: use x.flatten(1), or x.shape[0] as it is, without int()"
             )
 
 

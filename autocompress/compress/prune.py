@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from autocompress.compress.coupling import ChannelGraph
 from autocompress.compress.criteria import channel_criterion, weight_scores
+from autocompress.compress.masks import Masks, masked_weight
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.structure import evaluate, layer_calls
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.records import ChannelCut, Plan, Structure, WeightMask
 from autocompress.rng import derive_seed
+
+__all__ = ["Masks", "Origin", "cut_channels", "make_masks", "origin", "zeros_asked"]
 
 #: Where a cut module keeps its `Origin`; a plain attribute, so it is neither saved nor exported, but copied along.
 _ORIGIN = "_autocompress_origin"
@@ -68,7 +71,9 @@ def cut_channels(
     widths = {group.name: group for group in structure.groups}
     for cut in plan.cuts:
         if cut.group not in widths:
-            raise InfeasibleError(f"plan.cuts: expected a group of the network, got {cut.group!r}; it has {list(widths)}")
+            raise InfeasibleError(
+                f"plan.cuts: expected a group of the network, got {cut.group!r}; it has {list(widths)}"
+            )
         if cut.keep > widths[cut.group].width:
             raise InfeasibleError(
                 f"plan.cuts: {cut.group!r} has {widths[cut.group].width} channels, expected at most as many to keep, "
@@ -89,9 +94,7 @@ def cut_channels(
     return result
 
 
-def _removed(
-    module: nn.Module, cut: ChannelCut, structure: Structure, statistics: Statistics, seed: int
-) -> list[int]:
+def _removed(module: nn.Module, cut: ChannelCut, structure: Structure, statistics: Statistics, seed: int) -> list[int]:
     """Channels that go, in rising order."""
     group = structure.group(cut.group)
     generator = torch.Generator().manual_seed(derive_seed(seed, "cut", cut.group))
@@ -146,41 +149,6 @@ def _verify(cut: nn.Module, dense: nn.Module, plan: Plan, structure: Structure, 
         raise CompressionError(f"the cuts of plan {plan.key} save no multiply-adds")
 
 
-@dataclass(frozen=True)
-class Masks:
-    """Weights that are held at zero.
-
-    Attributes:
-        kept: layer name -> booleans in the shape of its weight; False is held at zero.
-    """
-
-    kept: Mapping[str, Tensor]
-
-    @torch.no_grad()
-    def apply(self, module: nn.Module) -> None:
-        """Set the masked weights of `module` to zero, in place; called after every optimizer step.
-
-        Raises:
-            CompressionError: a layer is missing or has another shape.
-        """
-        for name, kept in self.kept.items():
-            weight = _weight(module, name)
-            if weight.shape != kept.shape:
-                raise CompressionError(
-                    f"mask of {name!r}: expected a weight of shape {tuple(kept.shape)}, got {tuple(weight.shape)}"
-                )
-            # Not a product: 0 * inf would be NaN, and 0 * -1 a negative zero.
-            weight.masked_fill_(~kept, 0.0)
-
-    def counts(self) -> dict[str, int]:
-        """Layer name -> number of weights that are held at zero."""
-        return {name: int((~kept).sum()) for name, kept in self.kept.items()}
-
-    def __bool__(self) -> bool:
-        """True if anything is masked."""
-        return bool(self.kept)
-
-
 def zeros_asked(mask: WeightMask, weights: int) -> int:
     """How many of a layer's `weights` (after any cut) a mask sets to zero."""
     return round(mask.sparsity * weights)
@@ -189,9 +157,9 @@ def zeros_asked(mask: WeightMask, weights: int) -> int:
 def make_masks(module: nn.Module, plan: Plan, statistics: Statistics, *, seed: int) -> Masks:
     """Choose the weights with the lowest score in every layer of `plan.masks`.
 
-    In a layer of n weights, exactly ``round(sparsity * n)`` are chosen; equal scores keep the lower position. Statistics
-    are those of the dense network: for a module made by `cut_channels` they are followed to the surviving weights
-    through its `Origin`.
+    In a layer of n weights, exactly ``round(sparsity * n)`` are chosen; equal scores keep the lower position.
+    Statistics are those of the dense network: for a module made by `cut_channels` they are followed to the surviving
+    weights through its `Origin`.
 
     Args:
         module: the dense or the cut network; left alone.
@@ -206,7 +174,7 @@ def make_masks(module: nn.Module, plan: Plan, statistics: Statistics, *, seed: i
     came_from = origin(module)
     kept: dict[str, Tensor] = {}
     for mask in plan.masks:
-        weight = _weight(module, mask.layer)
+        weight = masked_weight(module, mask.layer)
         name = f"{mask.layer}.weight"
         gradient = came_from.follow(name, statistics.gradient(name)) if mask.criterion == "taylor" else None
         generator = torch.Generator().manual_seed(derive_seed(seed, "mask", mask.layer))
@@ -219,10 +187,3 @@ def make_masks(module: nn.Module, plan: Plan, statistics: Statistics, *, seed: i
         keep[ranked[weight.numel() - zeros_asked(mask, weight.numel()) :]] = False
         kept[mask.layer] = keep.view(weight.shape)
     return Masks(kept)
-
-
-def _weight(module: nn.Module, layer: str) -> Tensor:
-    try:
-        return module.get_submodule(layer).get_parameter("weight")
-    except AttributeError as error:
-        raise InfeasibleError(f"plan.masks: expected a layer of the network, got {layer!r}") from error

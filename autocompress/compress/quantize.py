@@ -28,6 +28,8 @@ _BATCH = 64
 #: Operators that the runtime computes on 8-bit values without weights, by how they are treated.
 _FOLLOWS = frozenset({"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"})
 _JOINS = frozenset({"Add", "Concat", "Mul"})
+#: Float layers that the runtime would quantize of its own accord.
+_RUNTIME_QUANTIZES = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def quantize_static(model: bytes, layers: Collection[str], calibration: np.ndarray) -> bytes:
@@ -223,7 +225,7 @@ def _hold_floats(graph: GraphProto, quantized: set[str]) -> None:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     for node in list(graph.node):
-        source = producer.get(node.input[0]) if node.op_type in WEIGHTED else None
+        source = producer.get(node.input[0]) if node.op_type in _RUNTIME_QUANTIZES else None
         if node.name in quantized or source is None or source.op_type != "DequantizeLinear":
             continue
         following = readers.get(node.output[0], [])

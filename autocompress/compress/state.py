@@ -80,7 +80,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             expected = (file.metadata() or {}).get(_HASH)
     except (SafetensorError, OSError) as error:
-        raise CompressionError(f"{path} cannot be read as safetensors ({error}); delete it to have it made anew") from error
+        raise CompressionError(
+            f"{path} cannot be read as safetensors ({error}); delete it to have it made anew"
+        ) from error
     got = tensors_digest(tensors)
     if got != expected:
         raise CompressionError(

@@ -83,7 +83,7 @@ def collect_statistics(
         torch.manual_seed(derive_seed(seed, "statistics", "augment"))
         order = derive_seed(seed, "statistics", "order")
         for inputs, targets in islice(iterate(task.train, batch_size, shuffle=True, seed=order), batches):
-            task.loss(probe(inputs), targets).backward()
+            torch.autograd.backward(task.loss(probe(inputs), targets))
             count += 1
     gradients = {name: p.grad / count for name, p in probe.named_parameters() if p.grad is not None}
     if not gradients:

@@ -48,11 +48,12 @@ def find_structure(module: nn.Module, example: Tensor) -> Structure:
     try:
         # Weights computed from other tensors are part of the order too, so that what they touch is seen and named.
         couplings = list(ChannelGraph(module, example, list(calls)).couplings())
+        probe = _Probe(module, example, list(calls))
     except CompressionError as error:
         couplings = []
         left += [LeftDense(name=name, reason=str(error)) for name in usable]
     for coupling in couplings:
-        reason = coupling.problem or _why_not(module, example, coupling, list(calls))
+        reason = coupling.problem or probe.why_not(coupling)
         if reason:
             left += [LeftDense(name=name, reason=reason) for name in coupling.layers]
             continue
@@ -69,16 +70,12 @@ def find_structure(module: nn.Module, example: Tensor) -> Structure:
     owner = {name: group.name for group in groups for name in group.layers}
     seen = owner.keys() | {entry.name for entry in left}
     left += [
-        LeftDense(name=name, reason="torch-pruning does not follow its channels")
-        for name in usable
-        if name not in seen
+        LeftDense(name=name, reason="torch-pruning does not follow its channels") for name in usable if name not in seen
     ]
     layers = tuple(_layer(name, module.get_submodule(name), calls[name], owner.get(name)) for name in usable)
     # A layer may be named twice, for itself and for its group: the first reason is the closer one.
     unique = {entry.name: entry for entry in reversed(left)}
-    return Structure(
-        groups=tuple(groups), layers=layers, left_dense=tuple(unique[name] for name in sorted(unique))
-    )
+    return Structure(groups=tuple(groups), layers=layers, left_dense=tuple(unique[name] for name in sorted(unique)))
 
 
 def layer_calls(module: nn.Module, example: Tensor) -> dict[str, int]:
@@ -91,28 +88,35 @@ def layer_calls(module: nn.Module, example: Tensor) -> dict[str, int]:
     Raises:
         TaskError: the module does not run on the example, or does not return one tensor.
     """
-    names = {part: name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    return _run(module, example)[1]
+
+
+def _run(module: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """Output, and multiply-adds by layer."""
+    names: dict[nn.Module, str] = {
+        part: name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)
+    }
     macs: dict[str, int] = {}
 
     def count(part: nn.Module, _: object, output: Tensor) -> None:
         weight = part.weight
         if isinstance(weight, Tensor):
-            macs[names[part]] = macs.get(names[part], 0) + output.numel() // len(example) * weight[0].numel()
+            macs[names[part]] = macs.get(names[part], 0) + output.numel() // len(inputs) * weight[0].numel()
 
     handles = [part.register_forward_hook(count) for part in names]
     try:
-        evaluate(module, example)
+        output = evaluate(module, inputs)
     except TaskError:
         raise
     except Exception as error:
         raise TaskError(
-            f"{type(module).__name__} does not run on an input of shape {tuple(example.shape)}: "
+            f"{type(module).__name__} does not run on an input of shape {tuple(inputs.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-    return macs
+    return output, macs
 
 
 def evaluate(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -152,57 +156,68 @@ def _unsupported(module: nn.Module, calls: dict[str, int]) -> list[LeftDense]:
             if name not in calls:
                 left.append(LeftDense(name=name, reason="it does not run as a module in the forward pass"))
             elif not has_own_weight(part):
-                left.append(LeftDense(name=name, reason="its weight is computed from other tensors (a parametrization)"))
+                left.append(
+                    LeftDense(name=name, reason="its weight is computed from other tensors (a parametrization)")
+                )
         elif list(part.parameters(recurse=False)) and not isinstance(part, _QUIET):
             left.append(LeftDense(name=name or type(part).__name__, reason=f"{type(part).__name__} is not compressed"))
     return left
 
 
-def _why_not(module: nn.Module, example: Tensor, coupling: Coupling, order: list[str]) -> str:
-    """Why removing half of the coupling's channels does not work; empty if it does."""
-    if coupling.width < 2:
-        return "it has a single channel"
-    try:
-        return _try_cut(module, example, coupling, order)
-    # Whatever a foreign network raises when it is cut, the answer is the same: this group stays dense, and why.
-    except Exception as error:  # noqa: BLE001
-        text = " ".join(str(error).split())
-        return f"cutting it fails: {type(error).__name__}: {text[:200]}"
+class _Probe:
+    """A copy of the network with random weights, on which every cut is tried."""
 
+    def __init__(self, module: nn.Module, example: Tensor, order: list[str]) -> None:
+        generator = torch.Generator().manual_seed(derive_seed(0, "probe"))
+        self._dense = copy.deepcopy(module)
+        _randomize(self._dense, generator)
+        self._inputs = _probe_inputs(example, generator)
+        self._order = order
+        self._before, macs = _run(self._dense, self._inputs)
+        self._macs = sum(macs.values())
 
-def _try_cut(module: nn.Module, example: Tensor, coupling: Coupling, order: list[str]) -> str:
-    generator = torch.Generator().manual_seed(derive_seed(0, "probe", coupling.name))
-    shuffled = torch.randperm(coupling.width, generator=generator)
-    removed = sorted(shuffled[: coupling.width // 2].tolist())
-    dense = copy.deepcopy(module)
-    _randomize(dense, generator)
-    inputs = _probe_inputs(example, generator)
-    before = evaluate(dense, inputs)
+    def why_not(self, coupling: Coupling) -> str:
+        """Why removing half of the coupling's channels does not work; empty if it does."""
+        if coupling.width < 2:
+            return "it has a single channel"
+        try:
+            return self._try_cut(coupling)
+        # Whatever a foreign network raises when it is cut, the answer is the same: this group stays dense, and why.
+        except Exception as error:  # noqa: BLE001
+            text = " ".join(str(error).split())
+            return f"cutting it fails: {type(error).__name__}: {text[:200]}"
 
-    graph = ChannelGraph(dense, example, order)
-    masked = copy.deepcopy(dense)
-    for consumer in graph.consumers(coupling.name, removed):
+    def _try_cut(self, coupling: Coupling) -> str:
+        generator = torch.Generator().manual_seed(derive_seed(0, "probe", coupling.name))
+        shuffled = torch.randperm(coupling.width, generator=generator)
+        removed = sorted(shuffled[: coupling.width // 2].tolist())
+        before = self._before
+        graph = ChannelGraph(self._dense, self._inputs, self._order)
+        consumers = graph.consumers(coupling.name, removed)
+        graph.remove(coupling.name, removed)
+        after, macs = _run(graph.module, self._inputs)
+        if after.shape != before.shape:
+            if after.ndim == before.ndim and len(after) == len(before):
+                return IS_OUTPUT
+            return (
+                f"cutting it changes the output's shape from {tuple(before.shape)} to {tuple(after.shape)}: "
+                "a reshape with a fixed number of channels follows"
+            )
+        if sum(macs.values()) >= self._macs:
+            return "cutting it saves no multiply-adds"
+        if coupling.mixes_channels:
+            return ""
+        # What the consumers do not read is masked, whatever the activations and normalizations between make of it.
+        masked = copy.deepcopy(self._dense)
         with torch.no_grad():
-            masked.get_submodule(consumer.layer).get_parameter("weight")[:, list(consumer.indices)] = 0.0
-    graph.remove(coupling.name, removed)
-    after = evaluate(graph.module, inputs)
-
-    if after.shape != before.shape:
-        if after.ndim == before.ndim and len(after) == len(before):
-            return IS_OUTPUT
-        return (
-            f"cutting it changes the output's shape from {tuple(before.shape)} to {tuple(after.shape)}: "
-            "a reshape with a fixed number of channels follows"
-        )
-    if sum(layer_calls(graph.module, inputs).values()) >= sum(layer_calls(dense, inputs).values()):
-        return "cutting it saves no multiply-adds"
-    if not coupling.mixes_channels:
-        expected = evaluate(masked, inputs)
+            for consumer in consumers:
+                masked.get_submodule(consumer.layer).get_parameter("weight")[:, list(consumer.indices)] = 0.0
+        expected = evaluate(masked, self._inputs)
         effect = float((expected - before).abs().max())
         scale = float(before.abs().max())
         if not float((after - expected).abs().max()) <= 1e-3 * effect + 1e-4 * scale:
-            return "removing its channels is not the same as masking them: they are mixed, reordered or counted elsewhere"
-    return ""
+            return "removing its channels is not the same as masking them: they are mixed, moved or counted elsewhere"
+        return ""
 
 
 def _probe_inputs(example: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.compress.masks import Masks
 from autocompress.errors import CompressionError
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
-
-    from autocompress.compress.prune import Masks
 
 Guard = Callable[[], AbstractContextManager[None]]
 #: Hinton's temperature, and the share of the teacher's term.
@@ -38,9 +37,7 @@ _WARMUP = 0.2
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def batches(
-    dataset: Dataset[Any], batch_size: int, *, shuffle: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(dataset: Dataset[Any], batch_size: int, *, shuffle: bool, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over a dataset.
 
     Args:
@@ -61,7 +58,7 @@ def batches(
         raise ValueError(f"dataset: expected one with a length, got {type(dataset).__name__}")
     size = len(dataset)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(size)
-    for indices in order.split(batch_size):
+    for indices in torch.split(order, batch_size):
         yield fetch(dataset, indices)
 
 
@@ -215,8 +212,9 @@ def recalibrate_bn(
     # Float32 throughout: these statistics are folded into the weights that ship.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(0, "recalibrate", "augment"))
-        for inputs, _ in islice(source, batches):
+        for _ in range(min(batches, max(1, _size(task) // batch_size))):
             with guard():
+                inputs, _targets = next(source)
                 result(_as_fast(inputs))
     for part, momentum in zip(norms, momenta, strict=True):
         part.momentum = momentum
@@ -250,8 +248,10 @@ def _fit(
     total = 0.0
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(derive_seed(seed, "global"))
-        for step, (inputs, targets) in enumerate(islice(_endless(task, seed), steps)):
+        source = _endless(task, seed)
+        for step in range(steps):
             with guard():
+                inputs, targets = next(source)
                 optimizer.param_groups[0]["lr"] = one_cycle(step, steps, peak)
                 optimizer.zero_grad(set_to_none=True)
                 value = loss(student, inputs, targets)
@@ -260,7 +260,7 @@ def _fit(
                         f"training of {task.name!r}: expected a finite loss, got {value.item()} at step {step + 1} "
                         f"of {steps}; lower the learning rate (its peak is {peak})"
                     )
-                value.backward()
+                torch.autograd.backward(value)
                 optimizer.step()
                 if masks is not None:
                     masks.apply(student)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from statistics import median
 
@@ -17,17 +18,21 @@ class NodeLatency(Record):
     """Time of one node of the runtime's optimized graph.
 
     Attributes:
-        node: the runtime's name for it, which starts with the layer's name where a layer is behind it.
+        node: the runtime's name for it.
+        layer: the layer whose weights it uses; None for nodes without weights.
         operation: such as ``"Conv"``, fused nodes under the name of the fusion.
         milliseconds: median over the profiled inferences.
     """
 
     node: str
+    layer: str | None
     operation: str
     milliseconds: float
 
 
-def node_latencies(model: bytes, example: np.ndarray, *, threads: int, inferences: int = 50) -> list[NodeLatency]:
+def node_latencies(
+    model: bytes, example: np.ndarray, layers: Collection[str], *, threads: int, inferences: int = 50
+) -> list[NodeLatency]:
     """Profile single inferences of an artifact in ONNX Runtime.
 
     The profiler costs time itself: the sum exceeds the artifact's latency, the shares are what counts.
@@ -35,6 +40,7 @@ def node_latencies(model: bytes, example: np.ndarray, *, threads: int, inference
     Args:
         model: the artifact.
         example: shape (1, ...).
+        layers: names of the layers, whose weights carry them in the artifact.
         threads: threads that share one inference.
         inferences: how many are profiled, after ten that are not counted.
 
@@ -42,6 +48,7 @@ def node_latencies(model: bytes, example: np.ndarray, *, threads: int, inference
         Nodes in the order of execution.
     """
     # Lazy: only this function needs the runtime.
+    import onnx
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -50,17 +57,32 @@ def node_latencies(model: bytes, example: np.ndarray, *, threads: int, inference
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.log_severity_level = 3
+        optimized = str(Path(folder) / "optimized.onnx")
+        options.optimized_model_filepath = optimized
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         for _ in range(inferences + 10):
             session.run(None, {name: example})
         events = json.loads(Path(session.end_profiling()).read_text())
+        owners = {node.name: _owner(node.input, layers) for node in onnx.load(optimized).graph.node}
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             key = (event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", ""))
             times[key].append(event["dur"] / 1000.0)
     return [
-        NodeLatency(node=node, operation=operation, milliseconds=median(values[10:] or values))
+        NodeLatency(
+            node=node, layer=owners.get(node), operation=operation, milliseconds=median(values[10:] or values)
+        )
         for (node, operation), values in times.items()
     ]
+
+
+def _owner(inputs: Iterable[str], layers: Collection[str]) -> str | None:
+    # Fusion renames nodes and repacked weights, but a layer keeps its weight's or its bias's name, with a suffix.
+    for name in inputs:
+        for part in (".weight", ".bias"):
+            layer, found, _ = name.partition(part)
+            if found and layer in layers:
+                return layer
+    return None

@@ -36,7 +36,7 @@ class OnnxRuntimeCpu(BaseModel):
         bits: bit widths with fast kernels here: 32-bit floats and 8-bit integers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: Literal["onnxruntime-cpu"] = "onnxruntime-cpu"
     threads: int = Field(default=1, ge=1)

@@ -124,9 +124,7 @@ class ProjectionBlock(nn.Module):
         self.b2 = nn.BatchNorm2d(outputs)
         self.sc: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.sc = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.sc = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""

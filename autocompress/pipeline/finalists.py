@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autocompress.cluster.pool import run_jobs
 from autocompress.errors import NoCandidateError, SearchError
@@ -64,8 +64,13 @@ class OpenedTest(Record):
     accuracy: dict[str, Estimate] = {}
 
 
-def finalists(bench: Workbench, trials: Sequence[TrialRecord]) -> Finals:
+def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callable[[], None]) -> Finals:
     """Recover the front's members in full, measure them together, and open the test split for the final front.
+
+    Args:
+        bench: the prepared study.
+        trials: the ledger's.
+        start_ray: called if there is anything to run.
 
     Raises:
         NoCandidateError: no finalist meets the constraints; the message names the nearest ones.
@@ -97,6 +102,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord]) -> Finals:
         }
         for trial in chosen
     ]
+    start_ray()
     ended = 0
 
     def told(index: int, outcome: object) -> None:

@@ -185,8 +185,11 @@ def prepare(study: Study) -> Workbench:
             task,
             module,
             seed=derive_seed(study.seed, "base"),
-            on_epoch=lambda done, total: report.stage("prepare", f"training the dense model, epoch {done} of {total}"),
+            on_epoch=lambda epoch, loss: report.stage(
+                "prepare", f"training the dense model, epoch {epoch} of {task.recipe.epochs}, loss {loss:.3f}"
+            ),
         )
+    folder.model.parent.mkdir(parents=True, exist_ok=True)
     save_module(module, folder.model)
     collect_statistics(module, task, seed=derive_seed(study.seed, "statistics")).save(folder.statistics)
 

@@ -42,6 +42,7 @@ def profile(bench: Workbench) -> Profile:
             node_latencies(
                 bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256),
                 bench.task.example_input().numpy(),
+                [layer.name for layer in bench.prepared.structure.layers],
                 threads=bench.target.threads,
             )
         ),

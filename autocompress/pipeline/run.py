@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from autocompress.cluster.session import ray_session
 from autocompress.config import Study
 from autocompress.errors import AutocompressError
 from autocompress.pipeline.finalists import Finals, finalists
@@ -53,13 +54,21 @@ class StudyRun:
         self._tracking = ""
         self._versions: tuple[Version, ...] | None = None
         self._page: Path | None = None
+        self._ray = contextlib.ExitStack()
+        self._ray_started = False
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the study for this process. A task that cannot be loaded is refused before anything is created."""
         check_task(self.study)
-        with StudyFolder(self.study.folder).driving():
+        with StudyFolder(self.study.folder).driving(), self._ray:
             yield
+
+    def _start_ray(self) -> None:
+        """One Ray session for search and finalists: it takes seconds to start."""
+        if not self._ray_started:
+            self._ray.enter_context(ray_session(self.study.search.workers))
+            self._ray_started = True
 
     def prepare(self) -> None:
         """Task, dense model, baseline."""
@@ -74,12 +83,12 @@ class StudyRun:
     def search(self) -> None:
         """The trials that are left."""
         with self._timed("search"):
-            self._trials = search_candidates(self.bench)
+            self._trials = search_candidates(self.bench, self._start_ray)
 
     def find_finalists(self) -> None:
         """Full recovery, fresh measurement, selection, and the test split once."""
         with self._timed("finalists"):
-            self._finals = finalists(self.bench, _made(self._trials, "search"))
+            self._finals = finalists(self.bench, _made(self._trials, "search"), self._start_ray)
 
     def register(self) -> None:
         """Tracking, versions and aliases."""

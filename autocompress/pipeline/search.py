@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from autocompress.config import Study
 from autocompress.front.dominance import non_dominated
@@ -11,23 +12,25 @@ from autocompress.pipeline.evaluate import evaluator_of
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import SearchState, reporter
-from autocompress.records import Baseline, TrialRecord, minimized
+from autocompress.records import Baseline, Fidelity, TrialRecord, minimized
+from autocompress.rng import derive_seed
 from autocompress.search.executor import search
 from autocompress.search.ledger import Ledger
+from autocompress.search.settings import SearchSettings
 
 
-def open_ledger(study: Study) -> Ledger:
+def open_ledger(study: Study, *, create: bool = True) -> Ledger:
     """The study's ledger: a journal in its folder, or the database that it names."""
-    return Ledger.open(
-        study.storage_url or StudyFolder(study.folder).journal, study.name, study.objectives, study.bounds
-    )
+    storage = study.search.storage
+    place = StudyFolder(study.folder).journal if storage is None else storage.get_secret_value()
+    return Ledger.open(place, study.name, study.objectives, study.bounds, create=create)
 
 
 def load_trials(study: Study) -> tuple[TrialRecord, ...]:
-    """All trials of a study, without changing anything; none if it was not started."""
-    if study.storage_url is None and not StudyFolder(study.folder).journal.is_file():
+    """All trials of a study, without changing anything; none if its search has not begun."""
+    if study.search.storage is None and not StudyFolder(study.folder).journal.is_file():
         return ()
-    return open_ledger(study).trials()
+    return open_ledger(study, create=False).trials()
 
 
 def search_front(trials: tuple[TrialRecord, ...], objectives: tuple[str, ...]) -> tuple[TrialRecord, ...]:
@@ -64,8 +67,12 @@ def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ..
     )
 
 
-def search_candidates(bench: Workbench) -> tuple[TrialRecord, ...]:
+def search_candidates(bench: Workbench, start_ray: Callable[[], None]) -> tuple[TrialRecord, ...]:
     """Run the trials that are left, and tell how it goes.
+
+    Args:
+        bench: the prepared study.
+        start_ray: called if there is anything to run.
 
     Raises:
         InterruptedStudyError: the user stopped it; the ledger is whole.
@@ -76,6 +83,7 @@ def search_candidates(bench: Workbench) -> tuple[TrialRecord, ...]:
     already = sum(t.state in ("complete", "failed") for t in ledger.trials())
     if already < study.search.trials:
         report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials, {bench.space.describe()}")
+        start_ray()
         began = time.monotonic()
 
         def told(_: TrialRecord) -> None:
@@ -84,13 +92,18 @@ def search_candidates(bench: Workbench) -> tuple[TrialRecord, ...]:
             left = (state.total - state.done) * state.elapsed_s / fresh if fresh > 0 else None
             report.searched(state.model_copy(update={"left_s": left}))
 
-        search(
-            bench.space,
-            evaluator_of(bench),
-            study.search_settings(bench.folder),
-            ledger,
-            told,
+        settings = SearchSettings(
+            trials=study.search.trials,
+            folder=bench.folder.root,
+            workers=study.search.workers,
+            sampler=study.search.sampler,
+            seed=derive_seed(study.seed, "search"),
+            fidelity=Fidelity(epochs=study.search.recovery_epochs),
+            timeout_s=study.search.timeout_s,
+            memory_gb=study.search.memory_gb,
+            max_failures=study.search.max_failures,
         )
+        search(bench.space, evaluator_of(bench), settings, ledger, told)
     else:
         report.stage("search", f"all {already} trials are done")
     return ledger.trials()

@@ -14,9 +14,10 @@ from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Prepared
 from autocompress.pipeline.publish import Registered
 from autocompress.pipeline.search import load_trials, search_front, search_state
-from autocompress.records import Estimate, Measurement, Plan, Record, TrialRecord
+from autocompress.records import Estimate, Measurement, Plan, Record, Structure, TrialRecord
 from autocompress.registry.store import Store
 from autocompress.registry.tags import estimates, test_accuracy, values
+from autocompress.space.words import plan_words
 
 
 class FrontRow(Record):
@@ -94,8 +95,10 @@ def study_front(study: Study) -> FrontView:
     """The final front if the study has one, else the front of its search so far."""
     folder = StudyFolder(study.folder)
     finals = read_record(folder.finalists, Finals)
+    prepared = read_record(folder.prepared, Prepared)
+    structure = prepared.structure if prepared else None
     if finals is None:
-        rows = [_row(t.number, t.plan, t.measurement) for t in search_front(load_trials(study), study.objectives)]
+        rows = [_row(t.number, t.plan, t.measurement, structure) for t in search_front(load_trials(study), study.objectives)]
         return FrontView(
             study=study.name,
             stage="search" if rows else "none",
@@ -105,7 +108,7 @@ def study_front(study: Study) -> FrontView:
     versions = {v.sha256: v for v in (read_record(folder.registered, Registered) or Registered()).versions}
     found = []
     for member in finals.front:
-        row = _row(member.number, member.plan, member.final)
+        row = _row(member.number, member.plan, member.final, structure)
         if row is not None:
             version = versions.get(row.sha256)
             extra = {"uri": version.uri, "aliases": version.aliases} if version else {}
@@ -182,7 +185,9 @@ def _state(trial: TrialRecord, driven: bool) -> str:
     return "interrupted" if trial.state == "running" and not driven else trial.state
 
 
-def _row(number: int, plan: Plan | None, measurement: Measurement | None) -> FrontRow | None:
+def _row(
+    number: int, plan: Plan | None, measurement: Measurement | None, structure: Structure | None
+) -> FrontRow | None:
     if plan is None or measurement is None:
         return None
     return FrontRow(
@@ -192,6 +197,43 @@ def _row(number: int, plan: Plan | None, measurement: Measurement | None) -> Fro
         values=measurement.values,
         ratio=measurement.latency.ratio,
         plan=plan,
-        summary=plan.words,
+        summary=plan_words(plan, structure),
         sha256=measurement.artifact.sha256,
     )
+
+
+def front_rows(view: FrontView) -> list[dict[str, object]]:
+    """A front as plain rows, for a table artifact."""
+    return [
+        {
+            "trial": row.trial,
+            "accuracy": round(row.values["accuracy"].value, 5),
+            "test accuracy": round(row.test.value, 5) if row.test else None,
+            "latency ms": round(row.values["latency_ms"].value, 5),
+            "of dense": round(row.ratio.value, 4),
+            "size bytes": int(row.values["size_bytes"].value),
+            "plan": row.summary,
+            "version": row.uri,
+            "sha256": row.sha256,
+        }
+        for row in view.rows
+    ]
+
+
+def summary_markdown(view: FrontView, page: Path, tracking: str) -> str:
+    """A finished study in a few lines of Markdown."""
+    lines = [
+        f"# {view.study}",
+        "",
+        f"{len(view.rows)} members of the final front, registered in {tracking}. Report: `{page}`.",
+        "",
+        "| version | accuracy | test | latency ms | of dense | plan |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in view.rows:
+        test = f"{row.test.value:.4f}" if row.test else ""
+        lines.append(
+            f"| {row.uri or ''} {' '.join(row.aliases)} | {row.values['accuracy'].value:.4f} | {test} "
+            f"| {row.values['latency_ms'].value:.4f} | {row.ratio.value:.3f} | {row.summary} |"
+        )
+    return "\n".join(lines)

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from autocompress.errors import AutocompressError, RegistryError
 from autocompress.registry.address import is_server, sqlite_file, tracking_address
@@ -157,16 +156,20 @@ class Connection:
 
 def _reachable(uri: str) -> None:
     # MLflow asks a database that is away ten times with growing pauses, nearly two minutes.
-    parts = urlsplit(uri)
-    port = _PORTS.get(parts.scheme.partition("+")[0])
-    if port is None or not parts.hostname:
+    if is_server(uri):
+        return
+    from sqlalchemy.engine import make_url
+
+    address = make_url(uri)
+    port = address.port or _PORTS.get(address.get_backend_name())
+    if port is None or not address.host:
         return
     try:
-        socket.create_connection((parts.hostname, parts.port or port), timeout=10).close()
+        socket.create_connection((address.host, port), timeout=10).close()
     except OSError as error:
         raise RegistryError(
-            f"tracking database {redact(uri, uri)}: no answer at {parts.hostname}:{parts.port or port} "
-            f"({error}); start it, or set another MLFLOW_TRACKING_URI"
+            f"tracking database {redact(uri, uri)}: no answer at {address.host}:{port} ({error}); "
+            "start it, or set another MLFLOW_TRACKING_URI"
         ) from None
 
 
@@ -178,10 +181,11 @@ def _silence_before_import() -> None:
 
 
 def _silence_loggers() -> None:
-    for name, level in (("mlflow", logging.ERROR), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
-        logger = logging.getLogger(name)
-        if logger.level < level:
-            logger.setLevel(level)
+    # MLflow may have been imported before its level was chosen here; a level that the user chose stays.
+    chosen = logging.getLevelName(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("mlflow").setLevel(chosen if isinstance(chosen, int) else logging.ERROR)
+    for name, level in (("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
 
 
 def _is_expected(error: Exception) -> bool:
@@ -189,7 +193,7 @@ def _is_expected(error: Exception) -> bool:
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, MlflowException | RequestException | SQLAlchemyError | OSError)
+    return isinstance(error, MlflowException | RequestException | SQLAlchemyError | OSError | ModuleNotFoundError)
 
 
 def _first_lines(error: Exception) -> str:

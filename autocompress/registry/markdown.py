@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from autocompress.records import Estimate, Plan
+from autocompress.records import Estimate
 
 if TYPE_CHECKING:
     from autocompress.registry.card import EvidenceCard
@@ -16,20 +16,6 @@ _PURPOSE = {
     "selection": "judged the finalists",
     "test": "opened once, after all selection",
 }
-
-
-def plan_words(plan: Plan) -> str:
-    """A plan in a few words, such as ``"5 groups cut, 2 layers masked, 12 layers int8"``; ``"dense"`` for none."""
-    parts = [
-        f"{count} {what if count == 1 else what + 's'} {done}"
-        for count, what, done in (
-            (len(plan.cuts), "group", "cut"),
-            (len(plan.masks), "layer", "masked"),
-            (len(plan.bits), "layer", "int8"),
-        )
-        if count
-    ]
-    return ", ".join(parts) or "dense"
 
 
 def card_markdown(card: EvidenceCard) -> str:
@@ -55,7 +41,7 @@ def card_summary(card: EvidenceCard) -> str:
 def _head(card: EvidenceCard) -> str:
     final, lineage = card.final, card.origin.lineage
     return (
-        f"# {card.model}: {plan_words(card.plan)}\n\n"
+        f"# {card.model}: {card.plan.words}\n\n"
         f"A compressed network for the task `{card.origin.task.name}`, trial {card.trial} of the study "
         f"`{lineage.study}`, written {card.created:%Y-%m-%d %H:%M} UTC.\n"
         f"Every figure was measured on the file with sha256 `{card.artifact.sha256}`, run by {final.host.runtime}; "

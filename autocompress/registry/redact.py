@@ -7,7 +7,8 @@ import re
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 _HIDDEN = "***"
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
+# Up to the last "@": database drivers take passwords with unquoted "/" and "@". A path (":///") has no user part.
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?!/)[^\s'\"]*@")
 _PARAMETER = re.compile(
     r"(?P<key>\b(?:password|passwd|pwd|token|secret|api_key|apikey|access_key|sslpassword)=)[^&\s'\";]+", re.IGNORECASE
 )
@@ -39,10 +40,9 @@ def redact(text: str, uri: str | None = None) -> str:
 def _secrets(uri: str | None) -> set[str]:
     found = {os.environ.get(name, "") for name in _VARIABLES}
     if uri is not None:
-        parts = urlsplit(uri)
-        # The user part ends at the last "@", whatever an unquoted password holds.
-        user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-        values = [value for _, value in parse_qsl(parts.query) if len(value) > 7]
+        rest = uri.partition("://")[2].partition("?")[0]
+        user, _, password = ("" if rest.startswith("/") else rest.rpartition("@")[0]).partition(":")
+        values = [value for _, value in parse_qsl(urlsplit(uri).query) if len(value) > 7]
         found |= {password, unquote(password), *values}
         # A token stands before the "@" alone: https://token@host.
         if user and not password:

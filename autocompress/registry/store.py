@@ -8,14 +8,16 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from autocompress.errors import RegistryError, VerificationError
+from autocompress.front.selection import Alias
 from autocompress.records import Finalist, Lineage, TrialRecord, Version
 from autocompress.registry.address import ModelUri, check_model_name
+from autocompress.registry.baseline import keep_dense, read_dense
 from autocompress.registry.card import EvidenceCard
 from autocompress.registry.connection import Connection, all_pages
 from autocompress.registry.publish import CARD_FILE, MODEL_FILE, PAGE_FILE, publish
@@ -25,8 +27,7 @@ from autocompress.registry.tracking import track_study
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-AliasName = Literal["fastest", "knee", "most-accurate", "smallest", "champion"]
-ALIASES: tuple[AliasName, ...] = get_args(AliasName)
+ALIASES: tuple[Alias, ...] = get_args(Alias)
 
 
 class Store:
@@ -78,6 +79,27 @@ class Store:
         check_model_name(study_name)
         return track_study(self._connection, study_name, params, lineage, trials)
 
+    def keep_dense(self, parent_run: str, onnx_bytes: bytes) -> None:
+        """Keep the dense model's file with a study's run, so that latencies can be measured beside it again.
+
+        Args:
+            parent_run: the study's run, from `track_study`.
+            onnx_bytes: the dense file; kept under its sha256, once.
+
+        Raises:
+            RegistryError: MLflow refused or is away, or stored other bytes.
+        """
+        keep_dense(self._connection, parent_run, onnx_bytes)
+
+    def dense(self, card: EvidenceCard) -> bytes:
+        """The dense file that a card's latencies were measured beside.
+
+        Raises:
+            RegistryError: the study of the card kept none.
+            VerificationError: the kept file is not the one on the card.
+        """
+        return read_dense(self._connection, card)
+
     def register(
         self,
         model: str,
@@ -118,7 +140,7 @@ class Store:
         made = publish(self._connection, card, onnx_bytes, parent_run)
         return self.resolve(f"models:/{model}/{made.version}")
 
-    def alias(self, model: str, aliases: Mapping[AliasName, Version | int]) -> None:
+    def alias(self, model: str, aliases: Mapping[Alias, Version | int]) -> None:
         """Let each alias name the given version, and no other one any more.
 
         Args:

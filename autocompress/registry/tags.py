@@ -12,7 +12,6 @@ from typing import get_args
 from autocompress.errors import RegistryError
 from autocompress.records import Estimate, Lineage, ObjectiveName, Plan, Version, digest
 from autocompress.registry.card import EvidenceCard
-from autocompress.registry.markdown import plan_words
 from autocompress.registry.redact import redact
 
 PREFIX = "autocompress."
@@ -59,7 +58,7 @@ def version_tags(card: EvidenceCard, key: str, card_sha256: str) -> dict[str, st
         STUDY: lineage.study,
         STUDY_KEY: study_key(lineage),
         TRIAL: str(card.trial),
-        PLAN: plan_words(card.plan),
+        PLAN: card.plan.words,
         PREFIX + "plan_key": card.plan.key,
         SHA256: card.artifact.sha256,
         CARD_SHA256: card_sha256,
@@ -115,7 +114,7 @@ def is_noisy(version: Version) -> bool:
     return version.tags.get(PREFIX + "noisy") == "true"
 
 
-def accuracy_on_test(version: Version) -> float | None:
+def test_accuracy(version: Version) -> float | None:
     """Accuracy on the test split, for display only; None if the version carries none."""
     return _number(version, PREFIX + "test_accuracy")
 

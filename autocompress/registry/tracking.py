@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from autocompress.records import Lineage, TrialRecord
 from autocompress.registry.connection import Connection, all_pages
-from autocompress.registry.markdown import plan_words
 from autocompress.registry.redact import redact
 from autocompress.registry.tags import KIND, PLAN, PREFIX, STUDY, STUDY_KEY, TRIAL, registry_tags, study_key
 
@@ -165,7 +164,7 @@ def _trial_tags(trial: TrialRecord) -> dict[str, str]:
         PREFIX + "feasible": str(trial.feasible).lower(),
     }
     if trial.plan is not None:
-        tags |= {PLAN: plan_words(trial.plan), PREFIX + "plan_key": trial.plan.key}
+        tags |= {PLAN: trial.plan.words, PREFIX + "plan_key": trial.plan.key}
     if trial.measurement is not None:
         tags |= {PREFIX + "sha256": trial.measurement.artifact.sha256}
     if trial.reason:

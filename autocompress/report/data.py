@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from pydantic import Field
+
 from autocompress.front.selection import Point, aliases
 from autocompress.records import (
     Artifact,
@@ -49,10 +51,10 @@ class ReportData(Record):
     structure: Structure
     versions: tuple[Version, ...] = ()
     bounds: tuple[Bound, ...] = ()
-    failed_finalists: dict[int, str] = {}
+    failed_finalists: dict[int, str] = Field(default_factory=dict)
     how: tuple[str, ...] = ()
     lineage: Lineage | None = None
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = Field(default_factory=dict)
     created: datetime | None = None
 
 
@@ -147,6 +149,11 @@ def champion(rows: Sequence[FrontRow]) -> FrontRow | None:
     """The row to lead with: the champion, else the fastest of the front; None without a front."""
     front = [row for row in rows if row.on_front]
     return next((row for row in front if "champion" in row.aliases), front[0] if front else None)
+
+
+def champion_first(aliases: Sequence[str]) -> list[str]:
+    """Aliases in the order in which they are shown."""
+    return sorted(aliases, key=lambda alias: (alias != "champion", alias))
 
 
 def _suggested(

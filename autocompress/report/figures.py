@@ -14,7 +14,7 @@ from typing import Any
 from autocompress.front.dominance import non_dominated
 from autocompress.front.indicators import TracePoint
 from autocompress.records import Estimate, TrialRecord, minimized
-from autocompress.report.data import FrontRow, ReportData, dense_row
+from autocompress.report.data import FrontRow, ReportData, champion_first, dense_row
 from autocompress.report.words import LABELS, cost, percent, percent_interval, plan_words, times
 
 Figure = dict[str, Any]
@@ -35,23 +35,27 @@ def front_figure(data: ReportData, rows: Sequence[FrontRow], objective: str) -> 
         *_search_traces(data, complete, objective, unit),
         *_finalist_traces(rows, objective, unit),
         _dense_trace(dense, objective, unit),
+        # Plotly draws an axis only if something is on it.
+        {"type": "scatter", "x": [None], "y": [None], "xaxis": "x2", "showlegend": False, "hoverinfo": "skip"},
     ]
     finals = [*rows, dense]
     right = 1.12 * max(_cost(r, objective).high / unit.scale for r in finals)
     low, high = min(r.accuracy.low for r in finals), max(r.accuracy.high for r in finals)
-    pad = max(0.1 * (high - low), 0.002)
+    pad = max(0.08 * (high - low), 0.002)
+    lines = max((len(r.aliases) for r in rows if r.on_front), default=0)
     x_range = [0.0, right]
     layout = _layout()
-    layout["xaxis"] |= {"title": {"text": unit.label}, "range": x_range}
-    layout["yaxis"] |= {"title": {"text": "accuracy (%)"}, "range": [100 * (low - pad), 100 * min(1.0, high + pad)]}
+    layout["xaxis"] |= {"title": _title(unit.label), "range": x_range}
+    layout["yaxis"] |= {"title": _title("accuracy (%)"), "range": [100 * (low - pad), 100 * (high + pad * (1 + lines))]}
     layout["xaxis2"] = layout["xaxis"] | {
-        "title": {"text": "relative to dense (×)", "font": {"color": "@muted"}},
+        "title": _title("latency relative to dense (×)" if objective == "latency_ms" else "relative to dense (×)"),
         "overlaying": "x",
         "side": "top",
         "range": [0.0, right * unit.scale / _cost(dense, objective).value],
         "showgrid": False,
         "zeroline": False,
         "fixedrange": True,
+        "tickmode": "auto",
     }
     layout["shapes"], notes = _bounds(data, objective, unit)
     layout["annotations"] = notes + _names(rows, objective, unit)
@@ -79,8 +83,8 @@ def hypervolume_figure(points: Sequence[TracePoint]) -> Figure:
     x = [0.0, *(p.seconds / scale for p in points)]
     y = [0.0, *(p.hypervolume for p in points)]
     layout = _layout()
-    layout["xaxis"] |= {"title": {"text": f"time searching ({unit})"}, "range": [0.0, 1.02 * max(x[-1], 1e-9)]}
-    layout["yaxis"] |= {"title": {"text": "hypervolume (share)"}, "range": [0.0, min(1.0, 1.15 * max(y[-1], 0.05))]}
+    layout["xaxis"] |= {"title": _title(f"time searching ({unit})"), "range": [0.0, 1.02 * max(x[-1], 1e-9)]}
+    layout["yaxis"] |= {"title": _title("hypervolume (share)"), "range": [0.0, min(1.0, 1.15 * max(y[-1], 0.05))]}
     layout["showlegend"] = False
     line = {
         "type": "scatter",
@@ -119,15 +123,19 @@ def _cost(row: FrontRow, objective: str) -> Estimate:
     return Estimate.exact(float(getattr(row.artifact, objective)))
 
 
+def _title(text: str) -> Figure:
+    return {"text": text, "standoff": 10, "font": {"color": "@muted", "size": 12.5}}
+
+
 def _layout() -> Figure:
     axis = {
         "gridcolor": "@rule",
         "linecolor": "@rule",
         "zerolinecolor": "@rule",
         "automargin": True,
-        "title": {"standoff": 10},
         "ticks": "outside",
         "tickcolor": "@rule",
+        "tickfont": {"size": 12},
         "ticklen": 4,
     }
     return {
@@ -179,9 +187,7 @@ def _finalist_traces(rows: Sequence[FrontRow], objective: str, unit: _Unit) -> l
     if len(front) > 1:
         values = [{"accuracy": r.accuracy, "cost": _cost(r, objective)} for r in front]
         mask = non_dominated(minimized(values, ("accuracy", "cost")))
-        steps = sorted(
-            ((_cost(r, objective).value, r.accuracy.value) for r, m in zip(front, mask, strict=True) if m)
-        )
+        steps = sorted(((_cost(r, objective).value, r.accuracy.value) for r, m in zip(front, mask, strict=True) if m))
         traces.append(
             {
                 "type": "scatter",
@@ -256,8 +262,7 @@ def _bounds(data: ReportData, objective: str, unit: _Unit) -> tuple[list[Figure]
             shapes.append(line | {"xref": "paper", "x0": 0, "x1": 1, "y0": 100 * limit, "y1": 100 * limit})
             text = f"{side} {percent(limit, 1)}"
             notes.append(
-                note
-                | {"xref": "paper", "x": 1, "xanchor": "right", "y": 100 * limit, "yanchor": "top", "text": text}
+                note | {"xref": "paper", "x": 1, "xanchor": "right", "y": 100 * limit, "yanchor": "top", "text": text}
             )
         elif bound.objective == objective:
             at = limit / unit.scale
@@ -270,21 +275,27 @@ def _bounds(data: ReportData, objective: str, unit: _Unit) -> tuple[list[Figure]
 
 
 def _names(rows: Sequence[FrontRow], objective: str, unit: _Unit) -> list[Figure]:
-    return [
-        {
-            "x": _cost(row, objective).value / unit.scale,
-            "y": 100 * row.accuracy.value,
-            "text": html.escape(", ".join(row.aliases)),
-            "showarrow": False,
-            "xanchor": "left",
-            "yanchor": "top",
-            "xshift": 8,
-            "yshift": -4,
-            "font": {"size": 11, "color": "@accent"},
-        }
-        for row in rows
-        if row.aliases and row.on_front
-    ]
+    """Aliases above the interval of their model, where there is room; names that would collide are stacked."""
+    named = sorted((r for r in rows if r.aliases and r.on_front), key=lambda r: _cost(r, objective).value)
+    widest = max((_cost(r, objective).high for r in rows), default=1.0)
+    notes: list[Figure] = []
+    last, raised = -1.0, 0
+    for row in named:
+        at = _cost(row, objective).value
+        raised = raised + len(row.aliases) if notes and at - last < 0.2 * widest else 0
+        last = at
+        notes.append(
+            {
+                "x": at / unit.scale,
+                "y": 100 * row.accuracy.high,
+                "text": "<br>".join(html.escape(a) for a in champion_first(row.aliases)),
+                "showarrow": False,
+                "yanchor": "bottom",
+                "yshift": 3 + 15 * raised,
+                "font": {"size": 11.5, "color": "@accent"},
+            }
+        )
+    return notes
 
 
 def _trial_text(trial: TrialRecord, data: ReportData, objective: str) -> str:

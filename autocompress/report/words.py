@@ -36,7 +36,9 @@ def plan_words(plan: Plan, structure: Structure | None = None) -> str:
         parts.append(f"{count} cut{told} ({_names(c.criterion for c in plan.cuts)})")
     if plan.masks:
         count = _count(len(plan.masks), len(structure.layers) if structure else None, "layer")
-        parts.append(f"{count} with {_span([m.sparsity for m in plan.masks])} zeros ({_names(m.criterion for m in plan.masks)})")
+        parts.append(
+            f"{count} with {_span([m.sparsity for m in plan.masks])} zeros ({_names(m.criterion for m in plan.masks)})"
+        )
     if plan.bits:
         parts.append(f"{_count(len(plan.bits), len(structure.layers) if structure else None, 'layer')} at 8 bits")
     return "; ".join(parts) or "dense"

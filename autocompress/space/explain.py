@@ -44,7 +44,11 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
         document: where the values stand.
     """
     # Never with the cause attached: a value in it may be a secret.
-    return list(dict.fromkeys(_line(detail, model, document) for detail in error.errors(include_url=False)))
+    details = error.errors(include_url=False)
+    # A list whose only item is wrong is not also too short.
+    deeper = {detail["loc"][:-1] for detail in details}
+    kept = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in deeper]
+    return list(dict.fromkeys(_line(detail, model, document) for detail in kept))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -86,7 +90,9 @@ def _line(detail: ErrorDetails, model: type[BaseModel], document: Document) -> s
             suggestion = nearest(got, [str(value) for value in _literals(annotation)])
         expected = f"{describe(annotation)}{suggestion}, got {_show(got, secret=_is_secret(annotation))}"
     key = key_text(path)
-    return f"{document.place(path)}: {key}: expected {expected}" if key else f"{document.place(path)}: {expected}"
+    return (
+        f"{document.place(path)}: {key}: expected {expected}" if key else f"{document.place(path)}: expected {expected}"
+    )
 
 
 def _close_tag(context: dict[str, Any]) -> str:
@@ -98,19 +104,21 @@ def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[KeyPat
     path: list[str | int] = []
     annotation: Any = model
     owner: type[BaseModel] | None = None
-    for part in loc:
+    keys: Any = None
+    for i, part in enumerate(loc):
         bare = _bare(annotation)
-        if _is_model(bare):
+        if part == "[key]" and i == len(loc) - 1 and keys is not None:
+            annotation = keys
+        elif _is_model(bare):
             owner, info = bare, bare.model_fields.get(str(part))
             path.append(part)
             annotation = None if info is None else Annotated[info.annotation, info]
         elif (members := [m for m in _members(bare) if str(part) in _tags(m)]) and isinstance(part, str):
             annotation = members[0]  # the tag of a discriminated union is no key of the file
-        elif part == "[key]":
-            annotation = get_args(bare)[0]
         else:
             path.append(part)
             arguments = get_args(bare)
+            keys = arguments[0] if get_origin(bare) is dict else None
             annotation = (arguments[-1] if get_origin(bare) is dict else arguments[0]) if arguments else None
     return tuple(path), annotation, owner
 
@@ -128,8 +136,7 @@ def _describe_bare(bare: Any, bounds: list[str]) -> str:
     if get_origin(bare) is Literal:
         return alternatives(get_args(bare))
     if get_origin(bare) in (tuple, list):
-        least = [f" of at least {bound[7:]}" for bound in bounds if bound.startswith("length ")]
-        return f"a list{''.join(least)}, each {describe(get_args(bare)[0])}"
+        return f"a list{' '.join(['', *bounds])}, each {describe(get_args(bare)[0])}"
     if get_origin(bare) is dict or bare is dict:
         return "a mapping"
     if _is_model(bare):
@@ -154,7 +161,7 @@ def _metadata(annotation: Any) -> list[Any]:
 
 
 def _bounds(annotation: Any) -> list[str]:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length"}
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "of at least"}
     words = []
     for item in _metadata(annotation):
         words += [f"{sign} {getattr(item, name)}" for name, sign in signs.items() if hasattr(item, name)]

@@ -57,7 +57,8 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
         """
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise TaskError(
-                f"images: expected uint8 of shape (n, channels, height, width), got {images.dtype} {tuple(images.shape)}"
+                "images: expected uint8 of shape (n, channels, height, width), "
+                f"got {images.dtype} of shape {tuple(images.shape)}"
             )
         if targets.shape != images.shape[:1] or targets.is_floating_point():
             raise TaskError(
@@ -123,8 +124,8 @@ def images(
 ) -> Task:
     """A residual network on images from an ``.npz`` file.
 
-    The training images are permuted by ``torch.randperm`` with `split_seed`; all but the last `holdout` are *train*, the
-    first half of those is *validation*, the second *selection*. The file's own test images are *test*.
+    The training images are permuted by ``torch.randperm`` with `split_seed`; all but the last `holdout` are *train*,
+    the first half of those is *validation*, the second *selection*. The file's own test images are *test*.
 
     Args:
         data: path of a file with ``x_train``, ``y_train``, ``x_test``, ``y_test``; images are uint8 of shape
@@ -150,7 +151,9 @@ def images(
     x_train, x_test = _channels_first(arrays["x_train"]), _channels_first(arrays["x_test"])
     y_train, y_test = (torch.from_numpy(arrays[key].astype(np.int64)).flatten() for key in ("y_train", "y_test"))
     if not 2 <= holdout < len(x_train):
-        raise TaskError(f"holdout: expected at least 2 and fewer than the {len(x_train)} training images, got {holdout}")
+        raise TaskError(
+            f"holdout: expected at least 2 and fewer than the {len(x_train)} training images, got {holdout}"
+        )
     order = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(split_seed))
     train, rest = order[: len(order) - holdout], order[len(order) - holdout :]
     validation, selection = rest[: holdout // 2], rest[holdout // 2 :]

@@ -9,6 +9,8 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import onnx
@@ -18,7 +20,8 @@ from autocompress.errors import RegistryError, VerificationError
 from autocompress.records import Finalist, Lineage, Version
 from autocompress.registry.card import EvidenceCard, Origin
 from autocompress.registry.store import ALIASES, Store
-from autocompress.registry.tags import accuracy_on_test, estimates, is_noisy, values
+from autocompress.registry.tags import estimates, is_noisy, values
+from autocompress.registry.tags import test_accuracy as accuracy_on_test
 
 pytestmark = pytest.mark.integration
 Network = Callable[..., bytes]
@@ -28,9 +31,7 @@ Register = Callable[..., Version]
 
 def _artifacts(store: Store, version: Version) -> Path:
     location = store._connection.client.get_model_version_download_uri(version.model, str(version.version))
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    return Path(local_file_uri_to_path(location))
+    return Path(url2pathname(urlsplit(location).path))
 
 
 def test_registered_bytes_and_card_come_back_unchanged(
@@ -141,7 +142,9 @@ def test_a_process_that_dies_while_registering_leaves_nothing_twice(
     assert [v.version for v in store.versions("digits")] == [1]
     assert [r.info.status for r in runs] == ["FINISHED"]
     assert len(client.search_logged_models([experiment])) == 1
-    assert len(client.get_run(version.run_id).outputs.model_outputs) == 1
+    outputs = client.get_run(version.run_id).outputs
+    assert outputs is not None
+    assert len(outputs.model_outputs) == 1
     assert store.fetch(version.uri)[0] == network(0)
 
 
@@ -249,6 +252,32 @@ def test_a_card_of_another_finalist_is_refused(
         store.register("other", finalist(1, network(1)), network(1), card, lineage)
 
 
+def test_the_dense_file_is_kept_once_with_the_study(
+    store: Store, network: Network, finalist: MakeFinalist, origin: Origin, lineage: Lineage
+) -> None:
+    data = network(99)
+    parent = store.track_study("digits", {}, lineage, [])
+    card = EvidenceCard.of("digits", finalist(0, network(0)), origin)
+    with pytest.raises(
+        RegistryError, match=r"study 'digits' kept no dense model with sha256 \w{64}; run the study again"
+    ):
+        store.dense(card)
+    for _ in range(2):
+        store.keep_dense(parent, data)
+    assert store.dense(card) == data
+    client = store._connection.client
+    assert len(client.list_artifacts(parent, "dense")) == 1
+    run = client.get_run(parent)
+    path = (
+        Path(url2pathname(urlsplit(run.info.artifact_uri).path)) / "dense" / f"{hashlib.sha256(data).hexdigest()}.onnx"
+    )
+    path.write_bytes(b"half")
+    with pytest.raises(VerificationError, match=r"dense model of study 'digits': expected sha256 \w{64}, got \w{64}"):
+        store.dense(card)
+    store.keep_dense(parent, data)
+    assert store.dense(card) == data
+
+
 @pytest.mark.parametrize("file", ["model.onnx", "card.json"])
 def test_files_changed_behind_the_registry_are_noticed(file: str, store: Store, register: Register) -> None:
     version = register()
@@ -306,7 +335,7 @@ def test_the_registered_model_is_a_plain_mlflow_model(store: Store, register: Re
     assert [x.shape for x in model.signature.inputs] == [(-1, 1, 8, 8)]
     assert [x.shape for x in model.signature.outputs] == [(-1, 10)]
     requirements = (folder / "requirements.txt").read_text().split()
-    assert [r.split("==")[0] for r in requirements] == ["onnx", "onnxruntime", "numpy"]
+    assert [r.split("==")[0] for r in requirements] == ["mlflow", "onnx", "onnxruntime", "numpy"]
     assert not [p for p in folder.rglob("*") if p.suffix in {".pkl", ".pickle", ".pt", ".pth"}]
     x = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
     got = mlflow.pyfunc.load_model(str(folder)).predict({"input": x})["output"]

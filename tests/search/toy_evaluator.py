@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autocompress.records import Plan
+
 HOST = {"cpu": "toy", "cores": 1, "flags": [], "memory_gb": 1, "system": "toy", "runtime": "toy", "threads": 1}
 
 
-def measurement(plan: dict[str, Any], key: str, accuracy: Any, latency_ms: Any) -> dict[str, Any]:
+def measurement(key: str, accuracy: Any, latency_ms: Any) -> dict[str, Any]:
     exact = lambda v: {"value": v, "low": v, "high": v}  # noqa: E731
     reading = exact(1.0 if not isinstance(latency_ms, float) else latency_ms)
     return {
@@ -56,7 +58,7 @@ def build(
         note(json.dumps({"ended": keep, "pid": os.getpid()}))
         if answer is not None:
             return answer
-        return measurement(plan, request["plan_key"], **values)
+        return measurement(Plan.model_validate(plan).key, **values)
 
     return evaluate
 

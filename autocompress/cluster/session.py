@@ -1,0 +1,148 @@
+"""The Ray session that trials run in: a quiet one of our own, or the cluster at ``RAY_ADDRESS``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from autocompress.errors import InterruptedStudyError, SearchError
+
+#: Nothing large passes through Ray here: requests and measurements are a few kilobytes.
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Tune's own loggers write each trial to three formats; the ledger is the only truth.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+#: Only where the session is ours.
+_OWN_ENVIRONMENT = {
+    # Candidates have caps of their own, and the kernel takes a candidate first. Ray's monitor would kill the small
+    # actor beside the large candidate.
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_AUTH_MODE": "token",
+    # Named for other systems, it does here what it does there: every socket is bound to loopback. Without it Ray
+    # replaces 127.0.0.1 by the machine's address and listens on all interfaces.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+@contextlib.contextmanager
+def ray_session(workers: int) -> Iterator[int]:
+    """Have Ray running inside the block.
+
+    A session of this process that runs already is used and left running. Otherwise the cluster at ``RAY_ADDRESS`` is
+    joined, or, if that is not set, a local session is started: bound to loopback, with Ray's token authentication, and
+    ended with the block. Should this process die, the local session dies with it.
+
+    Args:
+        workers: how many candidates shall run side by side; each takes one CPU of Ray's count.
+
+    Yields:
+        How many can: `workers`, or the cluster's CPUs if it has fewer.
+
+    Raises:
+        SearchError: Ray could not be started or reached, or has no CPU to offer.
+    """
+    with _variables(_ENVIRONMENT):
+        import ray
+
+        if ray.is_initialized():
+            yield _capacity(workers)
+            return
+        address = os.environ.get("RAY_ADDRESS")
+        with _variables({} if address else _OWN_ENVIRONMENT):
+            terminate = signal.getsignal(signal.SIGTERM)
+            try:
+                if address:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                else:
+                    _start_local(workers)
+            except (KeyboardInterrupt, SystemExit) as error:  # Ray turns SIGTERM into the latter
+                ray.shutdown()
+                raise InterruptedStudyError("stopped while Ray started; the same command continues") from error
+            except Exception as error:
+                where = f"the Ray cluster at {address!r}" if address else "a local Ray session"
+                first = str(error).strip().partition("\n")[0]
+                raise SearchError(f"cannot use {where}: {type(error).__name__}: {first}") from error
+        try:
+            yield _capacity(workers)
+        finally:
+            ray.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, terminate)  # ray.init put its own in place
+
+
+def _start_local(workers: int) -> None:
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import Config
+
+    _ensure_token()
+    # Ray reads its variables when it is imported, which may be long ago: these two lines make it read ours.
+    Config.initialize("")
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        num_cpus=workers,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        configure_logging=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _capacity(workers: int) -> int:
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < 1:
+        raise SearchError("the Ray cluster offers no CPU; trials would wait for ever. Add a node with num_cpus >= 1")
+    return min(workers, cpus)
+
+
+def _ensure_token() -> None:
+    """A token that only this user can read: Ray itself would write the file readable for all."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        # Written whole under another name, then linked: two processes that start together get one token.
+        neighbour = path.with_name(f".auth_token.{os.getpid()}")
+        descriptor = os.open(neighbour, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, secrets.token_hex(32).encode())
+            os.fsync(descriptor)
+            path.hardlink_to(neighbour)
+        finally:
+            os.close(descriptor)
+            neighbour.unlink()
+    path.chmod(0o600)
+
+
+@contextlib.contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that the user has not set, and take them back at the end."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -1,0 +1,297 @@
+"""One self-contained HTML page about a study: no network, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from autocompress.front.indicators import ERROR_MARGIN, trace
+from autocompress.records import MAXIMIZED
+from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows
+from autocompress.report.figures import Figure, front_figure, hidden_trials, hypervolume_figure
+from autocompress.report.layers import layer_strips, layer_table
+from autocompress.report.markup import Html, join, script_json, tag
+from autocompress.report.style import CSS, SCRIPT
+from autocompress.report.tables import facts, front_table, host_facts, lineage_facts, spans
+from autocompress.report.words import duration, many, milliseconds, percent, plural, size, times
+
+#: The page may run its own script and style, and load nothing.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_page(path: Path, data: ReportData) -> Path:
+    """Write the page, replacing an earlier one in a single step.
+
+    Args:
+        path: of the HTML file; its folder must exist.
+        data: the study.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: trials are not comparable; see :func:`autocompress.front.indicators.trace`.
+        OSError: the file cannot be written.
+    """
+    text = render(data)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def render(data: ReportData) -> str:
+    """The page's text; the same for the same data."""
+    rows = finalist_rows(
+        data.finalists,
+        data.baseline,
+        versions=data.versions,
+        structure=data.structure,
+        objectives=data.objectives,
+    )
+    front = [row for row in rows if row.on_front]
+    costs = [name for name in data.objectives if name not in MAXIMIZED]
+    figures = {f"front-{name}": front_figure(data, rows, name) for name in dict.fromkeys(["latency_ms", *costs])}
+    figures["hypervolume"] = hypervolume_figure(trace(data.trials, data.baseline, data.objectives))
+    body = tag(
+        "main",
+        _header(data, rows),
+        *(_front_section(data, figures[key], key) for key in figures if key.startswith("front-")),
+        _table_section(data, rows, front),
+        _layers_section(data, front),
+        _search_section(data),
+        _how_section(data, front),
+        _left_section(data),
+        _footer(data),
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        tag("title", f"{data.study} · autocompress"),
+        tag("style", Html(CSS)),
+    )
+    scripts = join(
+        tag("script", script_json(figures), type="application/json", id="figures"),
+        tag("script", Html(get_plotlyjs())),
+        tag("script", Html(SCRIPT)),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', body, scripts), lang='en')}\n"
+
+
+def _header(data: ReportData, rows: Sequence[FrontRow]) -> Html:
+    best, dense = champion(rows), dense_row(data.baseline)
+    title = (tag("p", "autocompress study", class_="kicker"), tag("h1", data.study))
+    if best is None:
+        return tag("header", *title, tag("p", "No model reached the final front.", class_="lead"))
+    opened = best.test is not None and dense.test is not None
+    reached = best.test if opened and best.test else best.accuracy
+    reference = dense.test if opened and dense.test else dense.accuracy
+    where = "test" if opened else "selection"
+    lost = 100 * (reference.value - reached.value)
+    change = f"{abs(lost):.2f} points {'less' if lost > 0 else 'more'} than dense"
+    role = "champion" if "champion" in best.aliases else "fastest of the front"
+    faster = f"{1 / best.ratio.value:.1f} times as fast as" if best.ratio.value < 1 else "no faster than"
+    lead = (
+        f"The {role}, {best.version or best.name}, is {faster} the dense model and "
+        f"{percent(best.size_ratio, 0)} of its size, with {change} on the {where} split."
+        + (" Its latency reading is noisy." if best.noisy else "")
+    )
+    failed = sum(t.state == "failed" for t in data.trials)
+    ended = sum(t.state in ("complete", "failed") for t in data.trials)
+    on_front = sum(r.on_front for r in rows)
+    took = f", {duration(sum(data.seconds.values()))}" if data.seconds else ""
+    tiles = (
+        (
+            "Latency",
+            times(best.ratio.value),
+            f"{milliseconds(best.latency_ms.value)}, dense {milliseconds(dense.latency_ms.value)}",
+        ),
+        (f"Accuracy, {where} split", percent(reached.value), f"dense {percent(reference.value)}"),
+        (
+            "File size",
+            times(best.size_ratio),
+            f"{size(best.artifact.size_bytes)}, dense {size(dense.artifact.size_bytes)}",
+        ),
+        ("Models on the front", str(on_front), f"of {plural(ended, 'trial')}, {failed} failed{took}"),
+    )
+    return tag(
+        "header",
+        *title,
+        tag("p", lead, class_="lead"),
+        tag(
+            "div",
+            *(
+                tag(
+                    "div",
+                    tag("div", label, class_="label"),
+                    tag("div", value, class_="value"),
+                    tag("div", small, class_="small"),
+                    class_="tile",
+                )
+                for label, value, small in tiles
+            ),
+            class_="tiles",
+        ),
+    )
+
+
+def _front_section(data: ReportData, figure: Figure, key: str) -> Html:
+    objective = key.removeprefix("front-")
+    name = {"latency_ms": "latency", "size_bytes": "file size", "macs": "multiply-adds"}.get(objective, objective)
+    hidden = hidden_trials(data, figure, objective)
+    epochs = {t.measurement.fidelity.epochs for t in data.trials if t.measurement is not None}
+    short = f" after {'/'.join(f'{e:g}' for e in sorted(epochs))} epochs of recovery" if epochs else ""
+    note = (
+        "Filled points are the final front: recovered in full, measured afresh, judged on the selection split; bars "
+        "are 95% intervals. Faint points are the search's trials, judged on the validation split"
+        f"{short}: they show where the search looked, and are not to be compared with the finalists."
+    )
+    if hidden:
+        note += f" {plural(hidden, 'trial')} outside this view; double-click to see everything."
+    return tag(
+        "section",
+        tag("h2", f"Accuracy against {name}"),
+        tag("p", note, class_="note"),
+        tag("div", id=key, class_="plot", role="img", aria_label=f"Accuracy against {name}; the table has the values"),
+    )
+
+
+def _table_section(data: ReportData, rows: Sequence[FrontRow], front: Sequence[FrontRow]) -> Html:
+    off = [row for row in rows if not row.on_front]
+    named = "" if data.versions else " Nothing is registered; the names are those that would be given."
+    note = (
+        "Fastest first. Accuracy is the runtime's, on the very bytes with this sha256. The front was chosen by "
+        "accuracy on the selection split, which therefore flatters it a little; the test split was opened once, "
+        "after that." + named
+    )
+    rest = []
+    if off:
+        summary = tag("summary", f"{plural(len(off), 'finalist')} off the front: dominated, or breaking a constraint")
+        rest.append(tag("details", summary, front_table(off)))
+    if data.failed_finalists:
+        failures = facts((f"trial {n}", reason) for n, reason in sorted(data.failed_finalists.items()))
+        summary = tag("summary", f"{plural(len(data.failed_finalists), 'finalist')} failed", class_="bad")
+        rest.append(tag("details", summary, failures))
+    full = facts((r.version or r.name, tag("code", r.artifact.sha256)) for r in [*rows, dense_row(data.baseline)])
+    rest.append(tag("details", tag("summary", "Every sha256 in full"), full))
+    return tag(
+        "section",
+        tag("h2", "The front"),
+        tag("p", note, class_="note"),
+        front_table([*front, dense_row(data.baseline)]),
+        *rest,
+    )
+
+
+def _layers_section(data: ReportData, front: Sequence[FrontRow]) -> Html | None:
+    if not front or not data.structure.layers:
+        return None
+    key = tag(
+        "div",
+        tag("span", "8-bit integers", style="--swatch: var(--eight)"),
+        tag("span", "32-bit floats", style="--swatch: var(--float)"),
+        tag("span", "weights that are zero", class_="zeros"),
+        tag("span", "channels cut away", style="--swatch: var(--track); --edge: var(--rule)"),
+        class_="key",
+    )
+    note = (
+        "One bar per layer, from input to output; its height is the share of output channels kept. Read from the "
+        "artifacts themselves."
+    )
+    return tag(
+        "section",
+        tag("h2", "What became of every layer"),
+        tag("p", note, class_="note"),
+        key,
+        layer_strips(front, data.structure),
+        tag("details", tag("summary", "Layer by layer in numbers"), layer_table(front, data.structure)),
+    )
+
+
+def _search_section(data: ReportData) -> Html:
+    box = (
+        f"Share of the box between the ideal (no error, no cost) and the reference (dense error plus "
+        f"{100 * ERROR_MARGIN:.0f} points, dense cost) that the search's front dominates, on the validation split. "
+        "Pauses between an interruption and its resumption are left out."
+    )
+    failed = [t for t in data.trials if t.state == "failed"]
+    counted = Counter(t.reason.split(":")[0] or "unknown" for t in failed)
+    first = {t.reason.split(":")[0] or "unknown": t for t in reversed(failed)}
+    rest = None
+    if failed:
+        lines = facts(
+            (f"{count} × {kind}", f"first in trial {first[kind].number}: {first[kind].reason}")
+            for kind, count in counted.most_common()
+        )
+        rest = tag("details", tag("summary", f"{plural(len(failed), 'trial')} failed"), lines)
+    return tag(
+        "section",
+        tag("h2", "How the search went"),
+        tag("p", box, class_="note"),
+        tag("div", id="hypervolume", class_="plot low", role="img", aria_label="Hypervolume over time"),
+        rest,
+    )
+
+
+def _how_section(data: ReportData, front: Sequence[FrontRow]) -> Html:
+    readings = [f.final.latency for f in data.finalists]
+    protocol = None
+    if readings:
+        one = readings[0]
+        noisy = sum(r.noisy for r in readings)
+        protocol = tag(
+            "p",
+            f"Latency: {one.rounds} rounds, interleaved with the dense model, batch size {one.batch_size}, "
+            f"{plural(one.threads, 'thread')}; median of per-round ratios times the dense median, bootstrap interval "
+            f"over rounds; load average of the host before it {max(r.load for r in readings):.2f} at most. "
+            + (f"{plural(noisy, 'reading')} stayed noisy after repeats." if noisy else "No reading was noisy."),
+        )
+    left = tag(
+        "div",
+        tag("h3", "Method"),
+        *(tag("p", text) for text in data.how),
+        protocol,
+        tag("h3", "Host"),
+        host_facts(data.baseline.host),
+    )
+    right = tag(
+        "div",
+        tag("h3", "Dense model"),
+        facts(
+            (
+                *((f"accuracy, {role}", percent(e.value)) for role, e in data.baseline.accuracy.items()),
+                ("multiply-adds", many(data.baseline.artifact.macs)),
+                ("parameters", many(data.baseline.artifact.parameters)),
+                ("torch and runtime agree to", f"{data.baseline.agreement:.1e}"),
+            )
+        ),
+        join(tag("h3", "Lineage"), lineage_facts(data.lineage)) if data.lineage else None,
+    )
+    warned = sorted({(r.version or r.name, text) for r in front for text in r.warnings})
+    return tag(
+        "section",
+        tag("h2", "How it was measured"),
+        tag("div", left, right, class_="pair"),
+        join(tag("h3", "Where the time went"), spans(data.seconds)) if data.seconds else None,
+        join(tag("h3", "Warnings"), facts(warned)) if warned else None,
+    )
+
+
+def _left_section(data: ReportData) -> Html:
+    left = data.structure.left_dense
+    layers = plural(len(data.structure.layers), "layer")
+    groups = plural(len(data.structure.groups), "group")
+    found = f"{groups} of coupled channels and {layers} with weights could be compressed."
+    told = facts((tag("code", item.name), item.reason) for item in left) if left else tag("p", "Nothing was left out.")
+    return tag("section", tag("h2", "What was left dense, and why"), tag("p", found, class_="note"), told)
+
+
+def _footer(data: ReportData) -> Html:
+    when = f" on {data.created:%Y-%m-%d at %H:%M %Z}".rstrip() if data.created else ""
+    return tag("footer", f"Made by autocompress{when}. This page loads nothing from the network.")

@@ -1,0 +1,232 @@
+"""Run a search: Ray Tune executes the ledger's candidates, each in a process that may be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import OutOfMemoryError, RayError
+
+from autocompress.cluster.interrupt import Stop, stop_signals
+from autocompress.cluster.process import KillableWorker
+from autocompress.cluster.session import ray_session
+from autocompress.errors import SearchError, WorkerError
+from autocompress.records import EvaluatorReference, TrialRecord
+from autocompress.rng import derive_seed
+from autocompress.search.ledger import Ledger, SearchSpace
+from autocompress.search.searcher import LedgerSearcher
+from autocompress.search.settings import SearchSettings
+
+
+def search(
+    space: SearchSpace,
+    evaluator: EvaluatorReference,
+    settings: SearchSettings,
+    ledger: Ledger,
+    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+) -> None:
+    """Bring the ledger to `settings.trials` ended trials; does nothing if it has them.
+
+    Trials that an earlier driver left open are taken up again under their numbers; ended ones are never run again. Only
+    one process may run this on a ledger at a time.
+
+    Args:
+        space: asked for seeds, parameters and plans.
+        evaluator: how a candidate's process builds its ``evaluate(request) -> Measurement as JSON``. A request holds
+            the plan, the fidelity and the role ``"validation"``.
+        settings: how many trials, in which limits.
+        ledger: opened by the caller.
+        on_trial: called in this process whenever a trial begins, completes or fails.
+
+    Raises:
+        InterruptedStudyError: SIGINT or SIGTERM came. Candidates are killed, their trials stay open.
+        SearchError: too many trials failed, all of them did, or Ray cannot be used. The message has the first cause.
+    """
+    ledger.enqueue(space.seeds(), settings.trials)
+    ended = ledger.count("complete", "failed")
+    if ended < settings.trials:
+        ledger.use(settings.sampler.build(derive_seed(settings.seed, "sampler", ended)))
+        with ray_session(settings.workers) as workers, stop_signals() as stop:
+            searcher = LedgerSearcher(ledger, space, settings, workers, on_trial)
+            while searcher.left:
+                _run_tune(searcher, evaluator, settings, stop)
+                if searcher.error is not None:
+                    raise searcher.error
+                if stop:
+                    done = ledger.count("complete", "failed")
+                    raise stop.error(f"after {done} of {settings.trials} trials")
+    if ledger.count("complete") == 0:
+        first = next((t for t in ledger.trials() if t.state == "failed"), None)
+        raise SearchError(
+            f"all {settings.trials} trials failed; the first, trial {first.number if first else 0}: "
+            f"{first.reason if first else 'no reason known'}"
+        )
+
+
+def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings: SearchSettings, stop: Stop) -> None:
+    """One run of Tune: until nothing is left, an error is in `searcher.error`, a signal came, or Ray lost something."""
+    scratch = settings.folder / "tune"
+    watch = _Watch(searcher, stop)
+    searcher.why_lost = watch.why_lost
+    tuner = tune.Tuner(
+        CandidateTrainable,
+        param_space={"worker": _worker_config(evaluator, settings)},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(scratch.resolve()),
+            verbose=0,
+            callbacks=[watch],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        with _quiet_tune():
+            tuner.fit()
+    except _Halted:
+        pass
+    except Exception as error:
+        cause = _cause(error, RayError)
+        if isinstance(cause, OutOfMemoryError):
+            watch.blame_memory(str(cause))
+        elif cause is None and searcher.error is None:
+            raise SearchError(f"Ray Tune failed: {type(error).__name__}: {error}") from error
+    finally:
+        watch.kill_actors()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if not stop and searcher.error is None:
+        searcher.abandon()
+
+
+class CandidateTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+    """A reused Ray actor that owns one killable process and hands it one candidate after another.
+
+    A candidate's failure is a result here, no exception: to Tune every trial succeeds, unless its actor is lost.
+    """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """One CPU of Ray's count for each candidate."""
+        return tune.PlacementGroupFactory([{"CPU": 1}])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Make the worker; its process starts with the first candidate."""
+        options = json.loads(config["worker"])
+        self._timeout_s, self._retries = options["timeout_s"], options["retries"]
+        self._worker = KillableWorker(
+            EvaluatorReference.model_validate(options["evaluator"]), Path(options["logs"]), options["memory_gb"]
+        )
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next candidate."""
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Evaluate the candidate; a process that dies is started again, a limited number of times."""
+        candidate = json.loads(self.config["candidate"])
+        attempts: int = candidate["attempts"]
+        last = attempts + self._retries
+        while True:
+            try:
+                outcome = {"attempts": attempts, "reply": self._worker.call(candidate["request"], self._timeout_s)}
+            except WorkerError as error:
+                if error.kind == "died" and attempts < last:
+                    attempts += 1
+                    continue
+                outcome = {"attempts": attempts, "error": str(error)}
+            return {"outcome": json.dumps(outcome), "done": True}
+
+    def cleanup(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+
+class _Halted(Exception):
+    """Ends Tune's loop from within."""
+
+
+class _Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
+    """Looks for a reason to stop before each of Tune's steps, ten times a second; knows the actors."""
+
+    def __init__(self, searcher: LedgerSearcher, stop: Stop) -> None:
+        self._searcher = searcher
+        self._stop = stop
+        self._trials: dict[str, Any] = {}
+        self._actors: dict[str, Any] = {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the loop after a signal or an error. The actors die first: Tune would wait for their candidates."""
+        if self._stop or self._searcher.error is not None:
+            self.kill_actors()
+            raise _Halted
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Remember where the trial runs."""
+        self._trials[trial.trial_id] = trial
+        self._actors[trial.trial_id] = trial.temporary_state.ray_actor
+
+    def why_lost(self, trial_id: str) -> str:
+        """What Tune noted of a trial's error, in one line."""
+        path = Path(getattr(self._trials.get(trial_id), "error_file", None) or "")
+        lines = [line for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+        return f"its Ray actor was lost ({lines[-1].strip():.200})" if lines else "its Ray actor was lost"
+
+    def kill_actors(self) -> None:
+        """Kill every actor of this run; each one's process dies with it."""
+        for actor in {id(a): a for a in self._actors.values() if a is not None}.values():
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+
+    def blame_memory(self, message: str) -> None:
+        """Fail the trial whose actor `message` names."""
+        for trial_id, actor in self._actors.items():
+            if actor is not None and actor._actor_id.hex() in message:
+                self._searcher.lost_to_memory(trial_id, message.splitlines()[0])
+
+
+def _worker_config(evaluator: EvaluatorReference, settings: SearchSettings) -> str:
+    return json.dumps(
+        {
+            "evaluator": evaluator.model_dump(mode="json"),
+            "logs": str((settings.folder / "logs").resolve()),
+            "memory_gb": settings.memory_gb,
+            "timeout_s": settings.timeout_s,
+            "retries": settings.retries,
+        }
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.trial_id}"
+
+
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The first of `kind` in the chain of causes."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+@contextlib.contextmanager
+def _quiet_tune() -> Any:
+    """What Tune logs concerns its own files, which nobody reads; what matters is raised."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

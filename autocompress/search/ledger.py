@@ -1,0 +1,313 @@
+"""The one ledger of a study: which candidates were asked for, what they measured, why they failed.
+
+Everything else can be rebuilt from it. It is an Optuna study; Optuna's types do not leave this file and its sampler.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+
+from autocompress.errors import AutocompressError, SearchError, StudyChangedError
+from autocompress.records import (
+    MAXIMIZED,
+    Bound,
+    Measurement,
+    ParamValue,
+    Plan,
+    Record,
+    TrialRecord,
+    check_values,
+)
+from autocompress.records import TrialState as StateName
+from autocompress.search.journal import JournalFile
+from autocompress.space.space import Suggester
+
+_STATES: dict[TrialState, StateName] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "failed",  # never told by us; a foreign hand's
+}
+#: Seconds that a SQLite ledger may be locked by another program.
+_SQLITE_WAIT_S = 30
+
+
+class SearchSpace(Protocol):
+    """What the search needs of a space."""
+
+    def suggest(self, trial: Suggester) -> dict[str, ParamValue]:
+        """Parameters of one candidate, asked one by one of the suggester."""
+        ...
+
+    def plan(self, params: Mapping[str, ParamValue]) -> Plan:
+        """The physical candidate that the parameters mean."""
+        ...
+
+    def seeds(self) -> list[tuple[str, dict[str, ParamValue]]]:
+        """Named parameters that the search begins with, the most useful first."""
+        ...
+
+
+class Candidate(Record):
+    """A trial that waits for its measurement."""
+
+    number: int
+    plan: Plan
+    attempts: int
+
+
+class Ledger:
+    """A study's trials, told through a gate that lets no value in that is missing, not finite or out of range."""
+
+    def __init__(self, study: optuna.Study, objectives: Sequence[str], bounds: Sequence[Bound]) -> None:
+        """Use `open`."""
+        self._study = study
+        self._objectives = tuple(objectives)
+        self._bounds = tuple(bounds)
+        self._ended: dict[int, TrialRecord] = {}
+
+    @classmethod
+    def open(
+        cls,
+        storage: str | Path,
+        name: str,
+        objectives: Sequence[str],
+        bounds: Sequence[Bound] = (),
+        *,
+        create: bool = True,
+    ) -> Ledger:
+        """Open a study's ledger; make it if it is missing.
+
+        Args:
+            storage: path of a journal file, or a database URL such as ``postgresql+psycopg://...``; an URL may hold
+                a password, which no message repeats.
+            name: of the study, in that storage.
+            objectives: names, in the order of the study's values.
+            bounds: constraints; a trial that violates one is kept, and known as infeasible.
+            create: False to refuse a ledger that is not there.
+
+        Raises:
+            SearchError: the storage cannot be reached or read, or there is no such study.
+            StudyChangedError: the ledger holds the trials of other objectives.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        directions = ["maximize" if o in MAXIMIZED else "minimize" for o in objectives]
+        with _readable(storage):
+            if not create and isinstance(storage, Path) and not storage.is_file():
+                raise SearchError(f"ledger {storage}: no such file; run the study first")
+            opened = _open_storage(storage)
+            known = [s.study_name for s in opened.get_all_studies()]
+            if name not in known and not create:
+                raise SearchError(f"the ledger holds no study {name!r}, but {known or 'none'}; run the study first")
+            study = optuna.create_study(
+                storage=opened, study_name=name, directions=directions, load_if_exists=True
+            )
+            if "objectives" not in study.user_attrs:
+                study.set_user_attr("objectives", list(objectives))
+        found = study.user_attrs["objectives"]
+        if found != list(objectives) or [d.name.lower() for d in study.directions] != directions:
+            raise StudyChangedError(
+                f"study {name!r}: objectives: its ledger holds trials of {found}, got {list(objectives)}; give the "
+                "study another name, or its earlier objectives"
+            )
+        return cls(study, objectives, bounds)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names, in the order of the study's values."""
+        return self._objectives
+
+    def use(self, sampler: optuna.samplers.BaseSampler) -> None:
+        """Let `sampler` propose from now on."""
+        self._study.sampler = sampler
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Every trial, by number. Ended trials are converted once, so that asking again and again costs little."""
+        return tuple(self._record(t) for t in self._frozen())
+
+    def count(self, *states: StateName) -> int:
+        """How many trials are in one of `states`; without any, all of them."""
+        return sum(1 for t in self._frozen() if not states or _STATES[t.state] in states)
+
+    def record(self, number: int) -> TrialRecord:
+        """One trial."""
+        return self._record(self._frozen()[number])
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        if trial.number in self._ended:
+            return self._ended[trial.number]
+        attrs = trial.user_attrs
+        state = _STATES[trial.state]
+        record = TrialRecord(
+            number=trial.number,
+            state=state,
+            origin=attrs.get("origin", "sampler"),
+            params=trial.params or trial.system_attrs.get("fixed_params", {}),
+            plan=Plan.model_validate_json(attrs["plan"]) if "plan" in attrs else None,
+            measurement=_stored(attrs["measurement"]) if state == "complete" and "measurement" in attrs else None,
+            violations=dict(trial.constraints) if state == "complete" else {},
+            reason=attrs.get("reason", "") if state == "failed" else "",
+            attempts=attrs.get("attempts", 0),
+            started=trial.datetime_start,
+            finished=trial.datetime_complete,
+        )
+        if state in ("complete", "failed"):
+            self._ended[trial.number] = record
+        return record
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def enqueue(self, seeds: Sequence[tuple[str, dict[str, ParamValue]]], total: int) -> None:
+        """Queue the seeds that are not in the ledger yet, as long as there are fewer than `total` trials."""
+        trials = self._frozen()
+        present = {t.user_attrs.get("origin") for t in trials}
+        left = max(0, total - len(trials))
+        for name, params in [s for s in seeds if f"seed:{s[0]}" not in present][:left]:
+            self._study.enqueue_trial(params, user_attrs={"origin": f"seed:{name}"})
+
+    def unfinished(self) -> list[int]:
+        """Numbers of trials that an earlier driver left running.
+
+        A trial whose outcome was written down before that driver ended is closed with it here, not run again.
+        """
+        left = []
+        for trial in self._frozen():
+            if trial.state != TrialState.RUNNING:
+                continue
+            if "measurement" in trial.user_attrs:
+                self._complete(trial.number, _stored(trial.user_attrs["measurement"]))
+            elif "reason" in trial.user_attrs:
+                self.fail(trial.number, trial.user_attrs["reason"])
+            else:
+                left.append(trial.number)
+        return left
+
+    def ask(self, space: SearchSpace) -> Candidate | TrialRecord:
+        """A new candidate: the next seed, or what the sampler proposes; a failed trial if the space refuses it."""
+        return self._prepare(self._study.ask(), space)
+
+    def take_up(self, number: int, space: SearchSpace) -> Candidate | TrialRecord:
+        """A trial that is open but that nothing runs any longer, once more under its own number; else as `ask`."""
+        frozen = self._frozen()[number]
+        return self._prepare(optuna.trial.Trial(self._study, frozen._trial_id), space)
+
+    def _prepare(self, trial: optuna.Trial, space: SearchSpace) -> Candidate | TrialRecord:
+        attrs = trial.user_attrs
+        attempts = attrs.get("attempts", 0) + 1
+        try:
+            if "plan" in attrs:
+                plan = Plan.model_validate_json(attrs["plan"])
+            else:
+                plan = space.plan(space.suggest(trial))
+                trial.set_user_attr("plan", plan.model_dump_json())
+        except AutocompressError as error:
+            return self.fail(trial.number, f"{error.kind}: {error}")
+        if "origin" not in attrs:
+            trial.set_user_attr("origin", "sampler")
+        trial.set_user_attr("attempts", attempts)
+        return Candidate(number=trial.number, plan=plan, attempts=attempts)
+
+    # --- telling ------------------------------------------------------------------------------------------------
+
+    def tell(self, number: int, reply: dict[str, Any]) -> TrialRecord:
+        """Close a trial with what its evaluator replied, if that passes the gate; as failed, with the reason, if not.
+
+        Args:
+            number: of a running trial.
+            reply: JSON of a `Measurement`.
+
+        Returns:
+            The closed trial.
+        """
+        try:
+            # Strict, and from JSON: "0.9" is a string and no number, however well it would convert.
+            measurement = Measurement.model_validate_json(json.dumps(reply), strict=True)
+            check_values(measurement.values, (*self._objectives, *(b.objective for b in self._bounds)))
+            plan = self.record(number).plan
+            if plan is not None and measurement.plan_key != plan.key:
+                raise ValueError(f"plan_key: expected {plan.key}, got {measurement.plan_key}")
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            return self.fail(number, f"measure: {place}: {first['msg']}, got {first['input']!r:.100}")
+        except ValueError as error:
+            return self.fail(number, f"measure: {error}")
+        self._set(number, "measurement", measurement.model_dump_json())
+        return self._complete(number, measurement)
+
+    def fail(self, number: int, reason: str) -> TrialRecord:
+        """Close a trial as failed; `reason` reads ``"kind: message"``."""
+        self._set(number, "reason", reason)
+        self._study.tell(number, state=TrialState.FAIL)
+        return self.record(number)
+
+    def attempted(self, number: int, attempts: int) -> None:
+        """Write down how often the candidate's process was started."""
+        self._set(number, "attempts", attempts)
+
+    def _complete(self, number: int, measurement: Measurement) -> TrialRecord:
+        # The measurement is in the ledger before the constraints and the state: a driver that dies in between finds
+        # it there and does not measure again.
+        trial = optuna.trial.Trial(self._study, self._frozen()[number]._trial_id)
+        known = trial.constraints
+        for bound in self._bounds:
+            if bound.name not in known:
+                trial.set_constraint(bound.name, bound.violation(measurement.values[bound.objective].value))
+        self._study.tell(number, [measurement.values[o].value for o in self._objectives])
+        return self.record(number)
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        self._study._storage.set_trial_user_attr(self._frozen()[number]._trial_id, key, value)
+
+
+def _stored(text: str) -> Measurement:
+    return Measurement.model_validate_json(text)
+
+
+def _open_storage(storage: str | Path) -> BaseStorage:
+    if isinstance(storage, Path):
+        return JournalStorage(JournalFile(storage))
+    options: dict[str, Any] = {}
+    if storage.startswith("sqlite"):
+        options = {"connect_args": {"timeout": _SQLITE_WAIT_S}}
+    return RDBStorage(storage, engine_kwargs=options)
+
+
+@contextmanager
+def _readable(storage: str | Path) -> Iterator[None]:
+    """Turn what a storage raises into one error that names the ledger without its password."""
+    try:
+        yield
+    except AutocompressError:
+        raise
+    except Exception as error:
+        shown, message = str(storage), f"{type(error).__name__}: {error}"
+        if isinstance(storage, str):
+            from sqlalchemy.engine import make_url
+            from sqlalchemy.exc import ArgumentError
+
+            try:
+                url = make_url(storage)
+                shown = url.render_as_string(hide_password=True)
+                message = message.replace(str(url.password), "***") if url.password else message
+            except ArgumentError:
+                shown, message = "(an URL that cannot be read)", type(error).__name__
+        raise SearchError(
+            f"ledger {shown} cannot be opened: {message.splitlines()[0]}; restore it from a backup, or move it away to "
+            "begin anew"
+        ) from (None if isinstance(storage, str) else error)

@@ -1,0 +1,40 @@
+"""How a search is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from autocompress.records import Fidelity, Record
+from autocompress.search.samplers import NSGA2, SamplerConfig
+
+
+class SearchSettings(Record):
+    """How a search is run; what it searches and how a candidate is judged come beside it.
+
+    Attributes:
+        trials: number of trials that the study shall have in the end, failed ones and those of earlier runs included.
+        folder: absolute; ``logs`` below it holds what the candidates' processes print, ``tune`` what Ray Tune writes
+            while it runs.
+        workers: candidates at once.
+        sampler: proposes candidates once the seeds are used up.
+        seed: of the sampler.
+        fidelity: asked of the evaluator for every candidate.
+        timeout_s: wall time of one candidate, in seconds.
+        memory_gb: memory of one candidate's processes, in GiB.
+        max_failures: share of a run's trials that may fail before the search is given up, after five at least.
+        retries: how often a candidate whose process or Ray actor died is tried again.
+    """
+
+    trials: Annotated[int, Field(ge=1)]
+    folder: Path
+    workers: Annotated[int, Field(ge=1)] = 1
+    sampler: SamplerConfig = NSGA2()
+    seed: int = 0
+    fidelity: Fidelity = Fidelity(epochs=0.0)
+    timeout_s: Annotated[float, Field(gt=0.0)] = 300.0
+    memory_gb: Annotated[float, Field(gt=0.0)] = 6.0
+    max_failures: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    retries: Annotated[int, Field(ge=0)] = 2
