@@ -13,13 +13,10 @@ Examples:
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sized
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.errors import TaskError
+from autocompress.references import load_object
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -128,7 +126,8 @@ class Task:
 
     def example_input(self) -> Tensor:
         """One training input with a batch axis, shape (1, ...)."""
-        first: Tensor = self.train[0][0]
+        with fixed_randomness(0):
+            first: Tensor = plain(self.train)[0][0]
         return first.unsqueeze(0)
 
 
@@ -144,15 +143,9 @@ def load_task(reference: str, arguments: Mapping[str, Any] | None = None) -> Tas
     Raises:
         TaskError: the module or function is missing, it raised or exited, or it returned no `Task`.
     """
-    module_name, _, name = reference.partition(":")
-    if not module_name or not name:
-        raise TaskError(f"task: expected 'package.module:function' or 'file.py:function', got {reference!r}")
     try:
-        with torch.random.fork_rng(devices=[]):
-            function = getattr(_import(module_name), name, None)
-            if function is None:
-                raise TaskError(f"task: {module_name!r} has no function {name!r}")
-            task = function(**(arguments or {}))
+        with fixed_randomness(0):
+            task = load_object(reference)(**(arguments or {}))
     except TaskError:
         raise
     except (Exception, SystemExit) as error:
@@ -164,17 +157,26 @@ def load_task(reference: str, arguments: Mapping[str, Any] | None = None) -> Tas
     return task
 
 
-def _import(module_name: str) -> ModuleType:
-    if not module_name.endswith(".py"):
-        return importlib.import_module(module_name)
-    path = Path(module_name).resolve()
-    spec = importlib.util.spec_from_file_location(f"autocompress_task_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise TaskError(f"task: no such file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def plain(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The dataset without augmentation: its own ``plain()`` if it has one, else itself."""
+    method = getattr(dataset, "plain", None)
+    found: Dataset[Any] = method() if method is not None else dataset
+    return found
+
+
+@contextlib.contextmanager
+def fixed_randomness(seed: int) -> Iterator[None]:
+    """Global random streams of torch, numpy and `random` at `seed` inside the block, and as they were after it."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - what datasets draw from
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def fetch(dataset: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:

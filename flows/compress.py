@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# Prefect reads its settings when it is imported. A temporary server may need long on a busy machine, and its shutdown
-# prints harmless tracebacks; nothing is sent anywhere. A user's own setting stands.
-for _name, _value in {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "DO_NOT_TRACK": "1",
-}.items():
-    os.environ.setdefault(_name, _value)
 
 from prefect import flow, task
 from prefect.artifacts import (
@@ -86,7 +74,11 @@ def search(run: StudyRun) -> None:
 def finalists(run: StudyRun) -> None:
     """Recover the front in full and judge it on data that the search never saw."""
     run.find_finalists()
-    create_table_artifact(table=front_rows(study_front(run.study)), key=artifact_key(run.study.name, "front"), description="Final front")
+    create_table_artifact(
+        table=front_rows(study_front(run.study)),
+        key=artifact_key(run.study.name, "front"),
+        description="Final front",
+    )
 
 
 # Registering is idempotent and talks to a server that may be away for a moment.

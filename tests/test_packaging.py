@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import os
@@ -67,6 +68,14 @@ def test_the_wheel_holds_every_module_space_and_study(tmp_path: Path) -> None:
 def test_module_imports_and_its_doctests_hold(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
+
+
+def test_no_module_inside_imports_names_that_the_package_offers_to_users() -> None:
+    # They lead to the top layer, and import-linter is told not to follow them.
+    for package in SETUPTOOLS["packages"]:
+        for path in folder_of(package).glob("*.py"):
+            named = [n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+            assert "autocompress" not in named, path
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -6,6 +6,7 @@ bytes do not show what their card claims; 130 interrupted, resumable.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -72,10 +73,11 @@ def run(study: StudyArgument, changes: SetOption = None) -> None:
     Example: `autocompress run digits --set search.trials=48`
     """
     loaded = _load(study, changes)
+    from autocompress.cli.listening import TerminalReporter
     from autocompress.cli.printing import print_outcome
-    from autocompress.report.terminal import Progress
 
-    with Progress() as progress:
+    with TerminalReporter() as progress:
+        progress.stage("start", "starting Prefect")
         from autocompress.flows.compress import run as run_flow
 
         outcome = run_flow(loaded, listener=progress)
@@ -98,8 +100,8 @@ def status(study: StudyArgument, changes: SetOption = None, as_json: JsonOption 
 
     Example: `autocompress status digits`
     """
-    from autocompress.pipeline.views import study_status
     from autocompress.cli.printing import print_status
+    from autocompress.pipeline.views import study_status
 
     view = study_status(_load(study, changes))
     if as_json:
@@ -114,8 +116,8 @@ def front(study: StudyArgument, changes: SetOption = None, as_json: JsonOption =
 
     Example: `autocompress front digits --json`
     """
-    from autocompress.pipeline.views import study_front
     from autocompress.cli.printing import print_front
+    from autocompress.pipeline.views import study_front
 
     view = study_front(_load(study, changes))
     if as_json:
@@ -146,8 +148,8 @@ def pick(
 
     Example: `autocompress pick digits --max latency_ms=1.0 --min accuracy=0.95 --prefer fastest --download out`
     """
-    from autocompress.pipeline.views import pick_version
     from autocompress.cli.printing import print_pick
+    from autocompress.pipeline.views import pick_version
 
     view = pick_version(
         model,
@@ -175,8 +177,8 @@ def verify(
 
     Example: `autocompress verify models:/digits@knee`
     """
-    from autocompress.pipeline.verify import verify_version
     from autocompress.cli.printing import print_verification
+    from autocompress.pipeline.verify import verify_version
 
     view = verify_version(model_uri, output=output)
     if as_json:
@@ -193,17 +195,16 @@ def profile(study: StudyArgument, changes: SetOption = None, as_json: JsonOption
 
     Example: `autocompress profile digits`
     """
-    from autocompress.pipeline.run import StudyRun
+    loaded = _load(study, changes)
+    from autocompress.cli.listening import TerminalReporter
     from autocompress.cli.printing import print_profile
-    from autocompress.report.terminal import Progress
+    from autocompress.pipeline.progress import reporting_to
+    from autocompress.pipeline.run import StudyRun
 
-    one = StudyRun(_load(study, changes))
-    with Progress() as progress:
-        from autocompress.pipeline.progress import reporting_to
-
-        with reporting_to(progress), one.opened():
-            one.prepare()
-            found = one.profile()
+    one = StudyRun(loaded)
+    with TerminalReporter() as progress, reporting_to(progress), one.opened():
+        one.prepare()
+        found = one.profile()
     if as_json:
         _print_json(found.model_dump(mode="json"))
     else:
@@ -216,8 +217,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
     Example: `autocompress doctor`
     """
-    from autocompress.pipeline.doctor import examine
     from autocompress.cli.printing import print_doctor
+    from autocompress.pipeline.doctor import examine
 
     view = examine()
     if as_json:
@@ -251,5 +252,3 @@ def _bounds(option: str, texts: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise ConfigError(f"{option}: expected a number after '=', got {text!r}") from None
     return bounds
-
-

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from autocompress.records import Estimate
+from autocompress.report.data import champion_first
+from autocompress.report.words import duration, milliseconds, percent, percent_interval, size, times
 
 if TYPE_CHECKING:
     from autocompress.pipeline.doctor import Examination
@@ -24,71 +27,71 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=140)
 
 
-def interval(estimate: Estimate, digits: int, scale: float = 1.0) -> str:
-    """``value [low, high]``; the value alone if it is exact."""
-    value, low, high = (f"{scale * v:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
-    return value if low == high else f"{value} [{low}, {high}]"
-
-
-def kibibytes(size: float) -> str:
-    """A size in KiB or MiB."""
-    return f"{size / 1024:.0f} KiB" if size < 1024 * 1024 else f"{size / 1024 / 1024:.2f} MiB"
-
-
 def front_table(view: FrontView) -> Table:
-    """The members of a front, fastest first."""
+    """The members of a front, fastest first; the champion in bold, the dense model below."""
     final = view.stage == "final"
-    title = f"{view.study}: final front" if final else f"{view.study}: front so far (search fidelity)"
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("accuracy %, 95%", no_wrap=True)
-    if final:
-        table.add_column("test %", justify="right")
-    table.add_column("latency ms, 95%", no_wrap=True)
-    table.add_column("of dense", justify="right")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("plan")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("model", no_wrap=True)
+    for name in ("accuracy", *(["test"] if final else []), "latency", "to dense", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("plan", ratio=1)
     table.add_column("sha256", no_wrap=True)
-    if final:
-        table.add_column("version")
+    table.add_column("known as" if final else "", no_wrap=True)
     for row in view.rows:
-        table.add_row(*_cells(row, final))
+        table.add_row(*_cells(row, final), style="bold" if "champion" in row.aliases else "")
+    if view.dense is not None:
+        dense = view.dense
+        accuracy = dense.accuracy.get("selection" if final else "validation") or dense.accuracy["validation"]
+        table.add_row(
+            "dense",
+            _share(accuracy),
+            *([percent(dense.accuracy["test"].value)] if final and "test" in dense.accuracy else [""] if final else []),
+            milliseconds(dense.latency_ms),
+            times(1.0),
+            size(dense.artifact.size_bytes),
+            "the model as it came",
+            dense.artifact.sha256[:12],
+            "",
+            style="yellow",
+        )
     return table
 
 
-def _cells(row: FrontRow, final: bool) -> list[str]:
-    test = [f"{100 * row.test.value:.2f}" if row.test else ""] if final else []
-    names = ", ".join(row.aliases)
-    version = [escape(f"{_number(row.uri)} {names}".strip()) if row.uri else "not registered"] if final else []
-    return [
-        escape(interval(row.values["accuracy"], 2, 100.0)),
-        *test,
-        escape(interval(row.values["latency_ms"], 3)),
-        f"{row.ratio.value:.3f}",
-        kibibytes(row.values["size_bytes"].value),
-        escape(row.summary),
+def _cells(row: FrontRow, final: bool) -> list[Text]:
+    version = f"v{row.uri.rsplit('/', 1)[-1]}" if row.uri else "not registered"
+    cells = (
+        f"trial {row.trial}",
+        _share(row.values["accuracy"]),
+        *([percent(row.test.value) if row.test else ""] if final else []),
+        f"{milliseconds(row.values['latency_ms'].value)}{' noisy' if row.noisy else ''}",
+        f"{times(row.ratio.value)} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]",
+        size(row.values["size_bytes"].value),
+        row.summary,
         row.sha256[:12],
-        *version,
-    ]
+        ", ".join([version, *champion_first(row.aliases)]) if final else "",
+    )
+    # Text, not str: rich reads markup in a str, and names come from users.
+    return [Text(cell) for cell in cells]
 
 
-def _number(uri: str) -> str:
-    return f"v{uri.rsplit('/', 1)[-1]}"
+def _share(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} {percent_interval(estimate)}".rstrip()
 
 
 def print_outcome(outcome: Outcome) -> None:
     """The end of a run: the front, where everything is, what to try next."""
     out = console()
     out.print()
+    out.print(f"[bold]{escape(outcome.study)}[/bold]: final front, fastest first; intervals hold 95%")
     out.print(front_table(outcome.front))
     out.print()
     model = outcome.versions[0].model if outcome.versions else ""
     numbers = ", ".join(str(v.version) for v in outcome.versions)
-    seconds = sum(outcome.seconds.values())
-    parts = ", ".join(f"{name} {value:.0f}" for name, value in outcome.seconds.items())
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     out.print(f"report    {escape(outcome.page)}", soft_wrap=True)
     out.print(f"registry  model {escape(model)}, versions {numbers}, in {escape(outcome.tracking)}", soft_wrap=True)
-    out.print(f"time      {seconds:.0f} s ({parts})", soft_wrap=True)
-    out.print(f"next      autocompress pick {escape(model)} --min accuracy=0.95 --prefer fastest --download picked")
+    out.print(f"time      {duration(sum(outcome.seconds.values()))}: {parts}", soft_wrap=True)
+    out.print(f"next      autocompress pick {escape(model)} --prefer fastest --download picked", soft_wrap=True)
 
 
 def print_front(view: FrontView) -> None:
@@ -96,6 +99,8 @@ def print_front(view: FrontView) -> None:
     if not view.rows:
         console().print(f"{escape(view.study)}: no front yet; run the study first")
         return
+    what = "final front" if view.stage == "final" else "front so far, at search fidelity, on the validation split"
+    console().print(f"[bold]{escape(view.study)}[/bold]: {what}")
     console().print(front_table(view))
 
 
@@ -121,10 +126,10 @@ def print_pick(view: PickView) -> None:
     out = console()
     names = f" ({', '.join(view.aliases)})" if view.aliases else ""
     out.print(f"[bold]{escape(view.uri)}[/bold]{escape(names)}, preferring {view.prefer}")
-    test = f"; test {100 * view.test_accuracy:.2f}%" if view.test_accuracy is not None else ""
-    out.print(f"accuracy  {escape(interval(view.values['accuracy'], 2, 100.0))} %{test}")
-    out.print(f"latency   {escape(interval(view.values['latency_ms'], 3))} ms")
-    out.print(f"size      {kibibytes(view.values['size_bytes'].value)}")
+    test = f", {percent(view.test_accuracy)} on the test split" if view.test_accuracy is not None else ""
+    out.print(f"accuracy  {escape(_share(view.values['accuracy']))}{test}")
+    out.print(f"latency   {milliseconds(view.values['latency_ms'].value)}")
+    out.print(f"size      {size(view.values['size_bytes'].value)}")
     out.print(f"plan      {escape(view.plan)}")
     out.print(f"sha256    {view.sha256}")
     if view.downloaded:

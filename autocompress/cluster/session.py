@@ -6,11 +6,14 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from autocompress.cluster.reaper import reaping
 from autocompress.errors import InterruptedStudyError, SearchError
 
 #: Nothing large passes through Ray here: requests and measurements are a few kilobytes.
@@ -63,48 +66,71 @@ def ray_session(workers: int) -> Iterator[int]:
         if ray.is_initialized():
             yield _capacity(workers)
             return
-        address = os.environ.get("RAY_ADDRESS")
-        with _variables({} if address else _OWN_ENVIRONMENT):
-            terminate = signal.getsignal(signal.SIGTERM)
+        with contextlib.ExitStack() as stack:
+            address = os.environ.get("RAY_ADDRESS")
+            folder = None if address else stack.enter_context(_own_folder())
+            stack.enter_context(_sigterm_kept())
             try:
-                if address:
+                if folder is None:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
                 else:
-                    _start_local(workers)
+                    _start_local(workers, folder)
+                stack.callback(ray.shutdown)
             except (KeyboardInterrupt, SystemExit) as error:  # Ray turns SIGTERM into the latter
                 ray.shutdown()
                 raise InterruptedStudyError("stopped while Ray started; the same command continues") from error
             except Exception as error:
+                ray.shutdown()
                 where = f"the Ray cluster at {address!r}" if address else "a local Ray session"
                 first = str(error).strip().partition("\n")[0]
                 raise SearchError(f"cannot use {where}: {type(error).__name__}: {first}") from error
-        try:
             yield _capacity(workers)
-        finally:
-            ray.shutdown()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, terminate)  # ray.init put its own in place
 
 
-def _start_local(workers: int) -> None:
+def _start_local(workers: int, folder: Path) -> None:
     import ray
     from ray._private import ray_constants
     from ray._raylet import Config
 
     _ensure_token()
-    # Ray reads its variables when it is imported, which may be long ago: these two lines make it read ours.
-    Config.initialize("")
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        num_cpus=workers,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        configure_logging=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    with _variables(_OWN_ENVIRONMENT):
+        # Ray reads its variables when it is imported, which may be long ago: these two lines make it read ours.
+        Config.initialize("")
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        ray.init(
+            num_cpus=workers,
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A temporary folder for one session, and a guard that ends what still uses it at the end."""
+    # Ray puts sockets there, whose paths may have 107 letters: not below a long TMPDIR.
+    folder = Path(tempfile.mkdtemp(prefix="autocompress-ray-", dir="/tmp"))  # noqa: S108 - mode 0700, random name
+    try:
+        with reaping(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put the handler back that ray.init replaces."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _capacity(workers: int) -> int:

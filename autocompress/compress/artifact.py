@@ -8,7 +8,6 @@ from math import prod
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from autocompress.errors import CompressionError, ExportError
@@ -41,8 +40,10 @@ def describe(model: bytes) -> Artifact:
     """
     try:
         proto = onnx.load_model_from_string(model)
-    except DecodeError as error:
+    except Exception as error:
         raise ExportError(f"artifact: expected an ONNX model, got {len(model)} bytes that are none: {error}") from error
+    if not proto.graph.node:
+        raise ExportError(f"artifact: expected an ONNX model, got {len(model)} bytes without a graph")
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     producer = {output: node for node in proto.graph.node for output in node.output}
     shapes = _shapes(proto)

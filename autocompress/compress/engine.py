@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, make_masks
 from autocompress.compress.quantize import quantize_static
 from autocompress.compress.statistics import Statistics
-from autocompress.compress.train import recalibrate_bn, recover
+from autocompress.compress.train import Guard, recalibrate_bn, recover
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.records import Artifact, Plan, Structure
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 #: Training examples that the ranges of 8-bit activations are taken from.
 CALIBRATION_EXAMPLES = 256
@@ -58,7 +62,7 @@ def compress(
     *,
     epochs: float,
     seed: int,
-    guard: Callable[[], AbstractContextManager[object]] = nullcontext,
+    guard: Guard = nullcontext,
 ) -> Compressed:
     """Build what `plan` asks for and prove that the file is it.
 
@@ -116,7 +120,7 @@ def compress(
     artifact = describe(model)
     verify(plan, structure, artifact)
     _check_shapes(module, structure, artifact)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if exported.agreement > _DISAGREEMENT:
         warnings = (f"torch and the runtime differ by up to {exported.agreement:.2g} before quantization",)
     return Compressed(
@@ -141,9 +145,12 @@ def calibration_inputs(task: Task, *, count: int = CALIBRATION_EXAMPLES, seed: i
         Shape (n, ...), float32.
     """
     plain = getattr(task.train, "plain", None)
-    dataset = plain() if callable(plain) else task.train
+    dataset: Dataset[Any] = plain() if callable(plain) else task.train
+    size = len(dataset) if isinstance(dataset, Sized) else 0
+    if size == 0:
+        raise CompressionError(f"calibration: expected training data with a length, got {type(dataset).__name__}")
     generator = torch.Generator().manual_seed(derive_seed(seed, "calibration"))
-    chosen = torch.randperm(len(dataset), generator=generator)[:count].sort().values
+    chosen = torch.randperm(size, generator=generator)[:count].sort().values
     # A dataset that cannot do without augmentation draws the same one every time, and leaves no trace.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "calibration", "augment"))

@@ -63,7 +63,7 @@ def export_onnx(module: nn.Module, example: Tensor) -> Exported:
     """
     row = example[:1].detach().to("cpu", torch.float32).contiguous()
     probe = torch.cat((row, 0.5 * row, -row))
-    reference = copy.deepcopy(module).to("cpu", memory_format=torch.contiguous_format).eval()
+    reference = copy.deepcopy(module).cpu().eval()
     # Two batch sizes: one that is fixed fails here, with a plain message, not inside torch's exporter.
     _run(reference, probe[:2])
     expected = _run(reference, probe)
@@ -89,7 +89,8 @@ def canonical(proto: ModelProto) -> bytes:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"export: the model is not valid ONNX: {error}") from error
-    return proto.SerializeToString(deterministic=True)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
 
 
 def runtime_session(model: bytes) -> onnxruntime.InferenceSession:
@@ -129,7 +130,7 @@ def _trace(module: nn.Module, example: Tensor) -> ONNXProgram:
                 output_names=["output"],
                 verbose=False,
             )
-    except Exception as error:  # noqa: BLE001  torch's exporter raises whatever the user's forward raises
+    except Exception as error:  # torch raises whatever the user's forward raises
         raise ExportError(f"export: torch could not write the module as ONNX: {_first_cause(error)}") from error
     if program is None or len(program.model_proto.graph.output) != 1:
         raise ExportError("export: expected a module with exactly one output tensor")
@@ -242,7 +243,7 @@ def _agreement(model: bytes, probe: Tensor, expected: Tensor) -> float:
     """Largest absolute difference, over a batch of another size than the one that was traced."""
     try:
         got = runtime_session(model).run(None, {"input": probe.numpy()})[0]
-    except Exception as error:  # noqa: BLE001  the runtime has no public base class for its errors
+    except Exception as error:  # the runtime has no public base class for its errors
         raise ExportError(f"export: the runtime cannot run the model: {_first_cause(error)}") from error
     want = expected.numpy()
     if got.shape != want.shape:

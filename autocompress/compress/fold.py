@@ -43,11 +43,11 @@ def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
     return folded
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how many operators read each tensor; keeps the tensors alive, so that ids stay theirs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count: Counter[int] = Counter()
         self.kept: list[Tensor] = []
 

@@ -26,7 +26,9 @@ from autocompress.errors import CompressionError, InfeasibleError
 #: Examples per calibration run of the float model.
 _BATCH = 64
 #: Operators that the runtime computes on 8-bit values without weights, by how they are treated.
-_FOLLOWS = frozenset({"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"})
+_FOLLOWS = frozenset(
+    {"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose", "Slice", "Pad"}
+)
 _JOINS = frozenset({"Add", "Concat", "Mul"})
 #: Float layers that the runtime would quantize of its own accord.
 _RUNTIME_QUANTIZES = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -97,7 +99,7 @@ def _write(proto: ModelProto, nodes: list[str], calibration: np.ndarray) -> Mode
                 weight_type=quantization.QuantType.QInt8,
                 extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
             )
-        except Exception as error:  # noqa: BLE001  the writer asserts and raises every kind of error
+        except Exception as error:  # the writer raises every kind of error
             raise CompressionError(
                 f"quantize: onnxruntime could not quantize {len(nodes)} nodes: {type(error).__name__}: {error}"
             ) from error
@@ -153,7 +155,7 @@ def _between(graph: GraphProto, chosen: set[str]) -> set[str]:
         )
 
     def is_8bit(tensor: str) -> bool:
-        return tensor in producer and producer[tensor].name in quantized or feeds_8bit(tensor)
+        return (tensor in producer and producer[tensor].name in quantized) or feeds_8bit(tensor)
 
     while True:
         before = len(quantized)

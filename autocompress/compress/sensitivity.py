@@ -13,7 +13,7 @@ from autocompress.compress.prune import cut_channels
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
 from autocompress.records import ChannelCut, Plan, Record, Structure
-from autocompress.task import Task, fetch
+from autocompress.task import Task, fetch, plain
 
 
 class GroupSensitivity(Record):
@@ -60,8 +60,8 @@ def group_sensitivity(
     Returns:
         One entry per group, in the structure's order.
     """
-    data = getattr(task.validation, "plain", lambda: task.validation)()
-    inputs, _ = fetch(data, torch.arange(min(examples, len(data))))
+    data = plain(task.validation)
+    inputs, _ = fetch(data, torch.arange(min(examples, len(task.validation))))
     reference = _log_probabilities(dense, inputs)
     found = []
     for group in structure.groups:

@@ -319,6 +319,8 @@ def _as_fast(inputs: Tensor) -> Tensor:
 
 
 def _fast_layout(module: nn.Module) -> nn.Module:
+    if any(parameter.ndim == 5 for parameter in module.parameters()):
+        return module  # torch refuses this layout for volumes
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pydantic import Field
+
 from autocompress.cluster.pool import run_jobs
 from autocompress.errors import NoCandidateError, SearchError
 from autocompress.front.dominance import non_dominated
@@ -50,7 +52,7 @@ class Finals(Record):
     baseline: Baseline
     data_sha256: dict[str, str]
     code_sha256: str
-    failed: dict[int, str] = {}
+    failed: dict[int, str] = Field(default_factory=dict)
 
     @property
     def front(self) -> tuple[Finalist, ...]:
@@ -61,7 +63,7 @@ class Finals(Record):
 class OpenedTest(Record):
     """Test accuracy by artifact: measured once, never again."""
 
-    accuracy: dict[str, Estimate] = {}
+    accuracy: dict[str, Estimate] = Field(default_factory=dict)
 
 
 def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callable[[], None]) -> Finals:
@@ -121,7 +123,9 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
     )
     failed = {t.number: str(o) for t, o in zip(chosen, outcomes, strict=True) if isinstance(o, Exception)}
     measured = [
-        (t, Measurement.model_validate(o)) for t, o in zip(chosen, outcomes, strict=True) if not isinstance(o, Exception)
+        (t, Measurement.model_validate(outcome))
+        for t, outcome in zip(chosen, outcomes, strict=True)
+        if not isinstance(outcome, Exception)
     ]
     if not measured:
         raise SearchError(f"all {len(chosen)} finalists failed; the first: {next(iter(failed.values()))}")
@@ -137,7 +141,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
                 **baseline.accuracy,
                 "selection": judge(bench.dense_session, bench.task, "selection", study.seed),
                 "test": _open_test(bench, baseline.artifact.sha256),
-            }
+            },
         }
     )
     result = Finals(

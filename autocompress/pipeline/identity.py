@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import autocompress
-from autocompress.task import fetch
+from autocompress.task import fetch, fixed_randomness, plain
 
 #: Libraries whose version can change a measured value.
 VERSIONED = ("autocompress", "torch", "torch-pruning", "onnx", "onnxruntime", "optuna", "ray", "mlflow", "prefect")
@@ -23,13 +23,14 @@ def dataset_digest(dataset: Any) -> str:
     Args:
         dataset: map-style; if it augments, it offers ``plain()``, the same data without.
     """
-    plain = getattr(dataset, "plain", None)
-    data = plain() if plain is not None else dataset
+    data = plain(dataset)
     total = hashlib.sha256()
-    for indices in torch.arange(len(data)).split(1000):
-        for part in fetch(data, indices):
-            total.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            total.update(part.contiguous().numpy().tobytes())
+    # A dataset that augments without offering `plain` draws the same every time.
+    with fixed_randomness(0):
+        for indices in torch.arange(len(dataset)).split(1000):
+            for part in fetch(data, indices):
+                total.update(f"{part.dtype}{tuple(part.shape)}".encode())
+                total.update(part.contiguous().numpy().tobytes())
     return total.hexdigest()
 
 

@@ -29,7 +29,7 @@ from autocompress.pipeline.progress import reporter
 from autocompress.records import Baseline, Estimate, Host, Record, Role, Structure, digest
 from autocompress.rng import derive_seed
 from autocompress.space.space import Space, resolve
-from autocompress.task import Task, fetch, load_task
+from autocompress.task import Task, fetch, fixed_randomness, load_task, plain
 
 if TYPE_CHECKING:
     from autocompress.measure.target import Session, Target
@@ -94,7 +94,6 @@ class Workbench:
         """The dense artifact on the target."""
         return self.target.prepare(self.folder.read_artifact(self.prepared.baseline.artifact.sha256))
 
-
     @cached_property
     def host(self) -> Host:
         """Fingerprint of this machine with the target's runtime."""
@@ -118,8 +117,8 @@ class Workbench:
 
 def latency_inputs(task: Task, batch_size: int) -> np.ndarray:
     """The first training examples as one batch, shape (batch size, ...)."""
-    data = getattr(task.train, "plain", lambda: task.train)()
-    found: np.ndarray = fetch(data, torch.arange(batch_size) % len(data))[0].numpy()
+    with fixed_randomness(0):
+        found: np.ndarray = fetch(plain(task.train), torch.arange(batch_size) % len(task.train))[0].numpy()
     return found
 
 
@@ -198,7 +197,9 @@ def prepare(study: Study) -> Workbench:
     target = study.target.build()
     session = target.prepare(exported.model)
     folder.write_artifact(exported.model)
-    reading = measure([session], session, latency_inputs(task, target.batch_size), seed=derive_seed(study.seed, "latency"))[0]
+    reading = measure(
+        [session], session, latency_inputs(task, target.batch_size), seed=derive_seed(study.seed, "latency")
+    )[0]
     prepared = Prepared(
         task=task.name,
         model_sha256=module_digest(module),

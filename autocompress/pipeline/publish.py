@@ -117,7 +117,7 @@ def _origin(bench: Workbench, finals: Finals) -> Origin:
             Split(role=role, size=len(getattr(task, role)), sha256=finals.data_sha256[role])
             for role in ("train", "validation", "selection", "test")
         ),
-        target=TargetReference(kind=study.target.kind, threads=study.target.threads, batch_size=study.target.batch_size),
+        target=TargetReference.model_validate(study.target.model_dump()),
         objectives=study.objectives,
         seed=study.seed,
         dense=finals.baseline,

@@ -82,7 +82,8 @@ def search_candidates(bench: Workbench, start_ray: Callable[[], None]) -> tuple[
     ledger = open_ledger(study)
     already = sum(t.state in ("complete", "failed") for t in ledger.trials())
     if already < study.search.trials:
-        report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials, {bench.space.describe()}")
+        size = bench.space.describe().splitlines()[0]
+        report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials; {size}")
         start_ray()
         began = time.monotonic()
 
@@ -107,5 +108,3 @@ def search_candidates(bench: Workbench, start_ray: Callable[[], None]) -> tuple[
     else:
         report.stage("search", f"all {already} trials are done")
     return ledger.trials()
-
-

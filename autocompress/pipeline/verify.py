@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from autocompress.compress.artifact import describe
-from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import measure
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import accuracy, predict
 from autocompress.measure.target import Target
 from autocompress.pipeline.identity import dataset_digest
@@ -71,14 +71,12 @@ def verify_version(uri: str, *, output: Path) -> Verification:
     task = load_task(card.origin.task.factory, card.origin.task.arguments)
     for role, claimed in (("selection", card.final.values["accuracy"]), ("test", card.test)):
         checks += _quality(model, card, target, task, role, claimed)  # type: ignore[arg-type]
-    checks.append(_latency(model, card, target, task, store))
+    checks.append(_latency(uri, model, card, target, task, store))
     return Verification(uri=uri, checks=tuple(checks))
 
 
 def _equal(name: str, claimed: object, found: object) -> Check:
-    return Check(
-        name=name, claimed=str(claimed), found=str(found), outcome="holds" if claimed == found else "differs"
-    )
+    return Check(name=name, claimed=str(claimed), found=str(found), outcome="holds" if claimed == found else "differs")
 
 
 def _bytes(model: bytes, card: EvidenceCard) -> list[Check]:
@@ -114,14 +112,14 @@ def _quality(
     return [same, check]
 
 
-def _latency(model: bytes, card: EvidenceCard, target: Target, task: Task, store: Store) -> Check:
+def _latency(uri: str, model: bytes, card: EvidenceCard, target: Target, task: Task, store: Store) -> Check:
     claimed = card.final.latency
     words = f"{claimed.latency_ms.value:.4f} ms, {claimed.ratio.value:.3f} of dense"
     here = fingerprint(target.runtime, target.threads)
     if here.key != card.final.host.key:
         found = f"this host is {here.key} ({here.cpu}), the card's is {card.final.host.key}"
         return Check(name="latency", claimed=words, found=found, outcome="not comparable")
-    dense = store.dense(card)
+    dense = store.dense(uri)
     inputs = latency_inputs(task, target.batch_size)
     reading = measure([target.prepare(model)], target.prepare(dense), inputs, seed=derive_seed(0, "verify"))[0]
     agrees = agree(claimed, reading)

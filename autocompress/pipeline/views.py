@@ -14,7 +14,7 @@ from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Prepared
 from autocompress.pipeline.publish import Registered
 from autocompress.pipeline.search import load_trials, search_front, search_state
-from autocompress.records import Estimate, Measurement, Plan, Record, Structure, TrialRecord
+from autocompress.records import Baseline, Estimate, Measurement, Plan, Record, Structure, TrialRecord
 from autocompress.registry.store import Store
 from autocompress.registry.tags import estimates, test_accuracy, values
 from autocompress.space.words import plan_words
@@ -26,6 +26,7 @@ class FrontRow(Record):
     Attributes:
         values: objective name -> estimate; accuracy on the split that `role` names.
         ratio: latency as a share of the dense model's.
+        noisy: the latency reading stayed noisy after all repeats.
         test: accuracy on the test split; None before it was opened.
         uri: the registered version; None before it was registered.
     """
@@ -35,6 +36,7 @@ class FrontRow(Record):
     epochs: float
     values: dict[str, Estimate]
     ratio: Estimate
+    noisy: bool = False
     test: Estimate | None = None
     plan: Plan
     summary: str
@@ -48,12 +50,14 @@ class FrontView(Record):
 
     Attributes:
         stage: ``"final"`` after full recovery, ``"search"`` before: then values are of search fidelity.
+        dense: the dense model, measured likewise; None before it was.
     """
 
     study: str
     stage: Literal["final", "search", "none"]
     objectives: tuple[str, ...]
     rows: tuple[FrontRow, ...]
+    dense: Baseline | None = None
 
 
 class StatusView(Record):
@@ -98,12 +102,15 @@ def study_front(study: Study) -> FrontView:
     prepared = read_record(folder.prepared, Prepared)
     structure = prepared.structure if prepared else None
     if finals is None:
-        rows = [_row(t.number, t.plan, t.measurement, structure) for t in search_front(load_trials(study), study.objectives)]
+        rows = [
+            _row(t.number, t.plan, t.measurement, structure) for t in search_front(load_trials(study), study.objectives)
+        ]
         return FrontView(
             study=study.name,
             stage="search" if rows else "none",
             objectives=study.objectives,
             rows=tuple(r for r in rows if r is not None),
+            dense=prepared.baseline if prepared else None,
         )
     versions = {v.sha256: v for v in (read_record(folder.registered, Registered) or Registered()).versions}
     found = []
@@ -114,7 +121,9 @@ def study_front(study: Study) -> FrontView:
             extra = {"uri": version.uri, "aliases": version.aliases} if version else {}
             found.append(row.model_copy(update={"test": member.test, **extra}))
     found.sort(key=lambda r: r.values["latency_ms"].value)
-    return FrontView(study=study.name, stage="final", objectives=study.objectives, rows=tuple(found))
+    return FrontView(
+        study=study.name, stage="final", objectives=study.objectives, rows=tuple(found), dense=finals.baseline
+    )
 
 
 def study_status(study: Study) -> StatusView:
@@ -163,7 +172,9 @@ def pick_version(
     store = Store(None, output)
     versions = {str(v.version): v for v in store.versions(model) if values(v)}
     if not versions:
-        raise RegistryError(f"model {model!r} has no version with measured values; register one with 'autocompress run'")
+        raise RegistryError(
+            f"model {model!r} has no version with measured values; register one with 'autocompress run'"
+        )
     points = [Point(id=number, values=values(v)) for number, v in versions.items()]
     chosen = versions[pick(points, minimum=minimum, maximum=maximum, prefer=prefer).id]
     folder = store.download(chosen.uri, download) if download is not None else None
@@ -196,6 +207,7 @@ def _row(
         epochs=measurement.fidelity.epochs,
         values=measurement.values,
         ratio=measurement.latency.ratio,
+        noisy=measurement.latency.noisy,
         plan=plan,
         summary=plan_words(plan, structure),
         sha256=measurement.artifact.sha256,

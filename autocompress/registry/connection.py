@@ -162,13 +162,15 @@ def _reachable(uri: str) -> None:
 
     address = make_url(uri)
     port = address.port or _PORTS.get(address.get_backend_name())
-    if port is None or not address.host:
+    # An unquoted "@" in the password leaves its end in front of the host.
+    host = (address.host or "").rpartition("@")[2]
+    if port is None or not host:
         return
     try:
-        socket.create_connection((address.host, port), timeout=10).close()
+        socket.create_connection((host, port), timeout=10).close()
     except OSError as error:
         raise RegistryError(
-            f"tracking database {redact(uri, uri)}: no answer at {address.host}:{port} ({error}); "
+            f"tracking database {redact(uri, uri)}: no answer at {host}:{port} ({error}); "
             "start it, or set another MLFLOW_TRACKING_URI"
         ) from None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from autocompress.records import Estimate
+from autocompress.space.words import plan_words
 
 if TYPE_CHECKING:
     from autocompress.registry.card import EvidenceCard
@@ -41,7 +42,7 @@ def card_summary(card: EvidenceCard) -> str:
 def _head(card: EvidenceCard) -> str:
     final, lineage = card.final, card.origin.lineage
     return (
-        f"# {card.model}: {card.plan.words}\n\n"
+        f"# {card.model}: {plan_words(card.plan)}\n\n"
         f"A compressed network for the task `{card.origin.task.name}`, trial {card.trial} of the study "
         f"`{lineage.study}`, written {card.created:%Y-%m-%d %H:%M} UTC.\n"
         f"Every figure was measured on the file with sha256 `{card.artifact.sha256}`, run by {final.host.runtime}; "
@@ -125,7 +126,9 @@ def _method(card: EvidenceCard) -> str:
         f"Load of the host before the reading: {reading.load:.2f}.",
         f"Host `{host.key}`: {host.cpu}, {_count(host.cores, 'core')}, {host.memory_gb} GB, {host.system}. "
         "A latency holds for this host only.",
-        f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, "
+        "Recovery: none, the dense model was exported as it is."
+        if card.plan.is_dense
+        else f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, "
         "with the dense model as teacher.",
         f"Largest difference between the outputs of the training framework and of the runtime, before "
         f"quantization: {final.agreement:.2g}.",

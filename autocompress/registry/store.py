@@ -91,14 +91,17 @@ class Store:
         """
         keep_dense(self._connection, parent_run, onnx_bytes)
 
-    def dense(self, card: EvidenceCard) -> bytes:
-        """The dense file that a card's latencies were measured beside.
+    def dense(self, uri: str) -> bytes:
+        """The dense model's file that a version was measured beside.
+
+        Args:
+            uri: ``models:/name/3`` or ``models:/name@alias``.
 
         Raises:
-            RegistryError: the study of the card kept none.
-            VerificationError: the kept file is not the one on the card.
+            RegistryError: as `fetch`; or the version's study kept no dense model.
+            VerificationError: as `fetch`; or the kept file is not the one on the version's card.
         """
-        return read_dense(self._connection, card)
+        return read_dense(self._connection, self.fetch(uri)[1])
 
     def register(
         self,

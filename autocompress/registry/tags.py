@@ -13,6 +13,7 @@ from autocompress.errors import RegistryError
 from autocompress.records import Estimate, Lineage, ObjectiveName, Plan, Version, digest
 from autocompress.registry.card import EvidenceCard
 from autocompress.registry.redact import redact
+from autocompress.space.words import plan_words
 
 PREFIX = "autocompress."
 KEY = PREFIX + "key"
@@ -58,7 +59,7 @@ def version_tags(card: EvidenceCard, key: str, card_sha256: str) -> dict[str, st
         STUDY: lineage.study,
         STUDY_KEY: study_key(lineage),
         TRIAL: str(card.trial),
-        PLAN: card.plan.words,
+        PLAN: plan_words(card.plan),
         PREFIX + "plan_key": card.plan.key,
         SHA256: card.artifact.sha256,
         CARD_SHA256: card_sha256,

@@ -14,6 +14,7 @@ from autocompress.records import Lineage, TrialRecord
 from autocompress.registry.connection import Connection, all_pages
 from autocompress.registry.redact import redact
 from autocompress.registry.tags import KIND, PLAN, PREFIX, STUDY, STUDY_KEY, TRIAL, registry_tags, study_key
+from autocompress.space.words import plan_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -164,7 +165,7 @@ def _trial_tags(trial: TrialRecord) -> dict[str, str]:
         PREFIX + "feasible": str(trial.feasible).lower(),
     }
     if trial.plan is not None:
-        tags |= {PLAN: trial.plan.words, PREFIX + "plan_key": trial.plan.key}
+        tags |= {PLAN: plan_words(trial.plan), PREFIX + "plan_key": trial.plan.key}
     if trial.measurement is not None:
         tags |= {PREFIX + "sha256": trial.measurement.artifact.sha256}
     if trial.reason:

@@ -47,6 +47,7 @@ tbody th { font-weight: 600; }
 .num { text-align: right; white-space: nowrap; }
 td .sub, th .sub { display: block; color: var(--muted); font-size: 12px; font-weight: 400; white-space: nowrap; }
 td .sub.bad { color: var(--bad); }
+tbody th code, table.front tbody th, table.front td:last-child { white-space: nowrap; }
 td.words { min-width: 210px; }
 tr.dense th { color: var(--dense); }
 code { font: 12.5px var(--mono); overflow-wrap: anywhere; }
@@ -65,8 +66,9 @@ code { font: 12.5px var(--mono); overflow-wrap: anywhere; }
 .spans .length { height: 10px; background: var(--accent); border-radius: 3px; min-width: 2px; }
 details { margin-top: 14px; font-size: 13.5px; }
 summary { cursor: pointer; color: var(--accent); width: max-content; max-width: 100%; }
-.pair h3:first-child { margin-top: 8px; }
-details > :not(summary) { margin-top: 10px; }
+.pair > * > h3:first-child { margin-top: 8px; }
+details > .scroll { margin-top: 10px; }
+details > .facts { margin-top: 10px; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 20px; color: var(--muted); font-size: 13px; margin: 8px 0 14px; }
 .key span::before { content: ""; display: inline-block; width: 11px; height: 11px; margin-right: 7px;
   border-radius: 2px;

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from autocompress.records import Baseline, Estimate, Finalist, Structure, Version
 from autocompress.report.data import FrontRow, champion_first, dense_row, finalist_rows
-from autocompress.report.words import duration, percent, percent_interval, plural, significant, size, times
+from autocompress.report.words import duration, milliseconds, percent, plural, size, times
 
 #: Least seconds between two plain lines of the same stage.
 EVERY_S = 5.0
@@ -30,22 +30,23 @@ def front_table(
     structure: Structure | None = None,
     objectives: Sequence[str] = ("accuracy", "latency_ms"),
 ) -> Table:
-    """The final front, fastest first, with the dense model below it.
+    """The final front, fastest first, with the dense model below it. Fits 80 columns.
+
+    Behind ± is the wider side of the 95% interval, in points.
 
     Args:
         finalists: those with `on_front` are shown.
         baseline: the dense model.
         versions: registered versions; without any, the aliases are those that would be given.
-        structure: makes the plans' words say of how many.
+        structure: makes the plans' words longer, telling of how many; for terminals of over 110 columns.
         objectives: what the knee weighs.
     """
     rows = finalist_rows(finalists, baseline, versions=versions, structure=structure, objectives=objectives)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for name in ("accuracy", "test", "latency", "to dense", "size"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("plan", ratio=1)
-    table.add_column("known as")
+    table.add_column("version, plan", ratio=1)
     for row in rows:
         if row.on_front:
             table.add_row(*_cells(row), style="bold" if "champion" in row.aliases else "")
@@ -143,8 +144,12 @@ class Progress:
         # The text comes first: on a narrow terminal the bar gives way.
         room = self._console.width - len("search ") - len(text) - 2
         row = Table.grid(padding=(0, 1, 0, 0))
-        bar = ProgressBar(total=max(1, total), completed=done, width=max(6, min(28, room)))
-        row.add_row(Text("search", style="bold"), bar, Text(text, overflow="ellipsis", no_wrap=True))
+        bar = ProgressBar(
+            total=max(1, total), completed=done, width=min(28, room), style="bright_black", complete_style="cyan"
+        )
+        row.add_row(
+            Text("search", style="bold"), *([bar] if room >= 4 else []), Text(text, overflow="ellipsis", no_wrap=True)
+        )
         return row
 
     def _keep(self, live: Live, line: Text) -> None:
@@ -169,23 +174,24 @@ def _line(stage: str, detail: str) -> Text:
 
 
 def _cells(row: FrontRow) -> list[Text]:
-    noisy = " noisy" if row.noisy else ""
-    accuracy = f"{percent(row.accuracy.value)} {percent_interval(row.accuracy)}".rstrip()
-    test = percent(row.test.value) if row.test else "not opened"
-    known = ", ".join([*([row.version] if row.version else []), *champion_first(row.aliases)])
+    test = f"{percent(row.test.value)} {_half_width(row.test)}" if row.test else "not opened"
+    # Text, not str: rich reads markup in a str, and names come from users.
+    known = Text(" ".join([x for x in (row.version, *champion_first(row.aliases)) if x]))
+    if row.noisy:
+        known.append(" noisy latency", style="red")
+    known.append(f"\n{row.plan}" if known else row.plan, style="dim not bold")
     cells = (
         row.name,
-        accuracy,
-        test,
-        f"{significant(row.latency_ms.value)} ms{noisy}",
-        f"{times(row.ratio.value)} {_interval(row.ratio)}".rstrip(),
+        f"{percent(row.accuracy.value)} {_half_width(row.accuracy)}".rstrip(),
+        test.rstrip(),
+        milliseconds(row.latency_ms.value),
+        times(row.ratio.value),
         size(row.artifact.size_bytes),
-        row.plan,
-        known,
     )
-    # Text, not str: rich reads markup in a str, and names come from users.
-    return [Text(cell) for cell in cells]
+    return [*(Text(cell) for cell in cells), known]
 
 
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low == estimate.high else f"[{estimate.low:.2f}, {estimate.high:.2f}]"
+def _half_width(estimate: Estimate) -> str:
+    """The wider side of the interval, in points."""
+    side = max(estimate.high - estimate.value, estimate.value - estimate.low)
+    return f"±{100 * side:.1f}" if side > 0 else ""

@@ -167,6 +167,10 @@ class _Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
         self._trials: dict[str, Any] = {}
         self._actors: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        # Tune pickles its callbacks when it starts; it is never asked to restore them.
+        return {}
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the loop after a signal or an error. The actors die first: Tune would wait for their candidates."""
         if self._stop or self._searcher.error is not None:

@@ -55,6 +55,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         self._ended = 0
         self._failures: list[TrialRecord] = []
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles what it is given when it starts, and is never asked to restore it."""
+        return {}
+
     @property
     def left(self) -> bool:
         """Whether there is a candidate to run, or running."""

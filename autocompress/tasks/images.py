@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,6 +87,12 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"expected an index below {len(self)}, got {index}")
         inputs, targets = self.batch(torch.tensor([index % len(self)]))
         return inputs[0], targets[0]
+
+    def plain(self) -> ImageTensors:
+        """The same images without augmentation, sharing their memory."""
+        same = copy.copy(self)
+        same._crop, same._flip = 0, False
+        return same
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images of shape (n, channels, height, width), float32, and classes of shape (n,)."""

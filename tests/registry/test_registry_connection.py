@@ -218,7 +218,7 @@ def test_everything_works_over_a_real_server(
     store.alias("digits", {"champion": made[0]})
     assert [v.aliases for v in store.versions("digits")] == [("champion", "fastest"), ()]
     data, card = store.fetch("models:/digits@champion")
-    assert store.dense(card) == network(99)
+    assert store.dense("models:/digits@champion") == network(99)
     assert data == network(0)
     assert values(store.resolve("models:/digits/2")) == {
         k: e.value for k, e in finalist(1, network(1)).final.values.items()

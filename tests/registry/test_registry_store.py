@@ -57,7 +57,7 @@ def test_tags_give_the_very_floats_that_were_measured(
     assert values(version) == {name: e.value for name, e in final.values.items()}
     assert accuracy_on_test(version) == 0.91
     assert not is_noisy(version)
-    assert version.tags["autocompress.plan"] == "1 group cut, 1 layer int8"
+    assert version.tags["autocompress.plan"] == "1 group cut (taylor); 1 layer at 8 bits"
     assert version.tags["autocompress.study"] == "digits"
     assert version.tags["autocompress.host"] == final.host.key
 
@@ -253,18 +253,18 @@ def test_a_card_of_another_finalist_is_refused(
 
 
 def test_the_dense_file_is_kept_once_with_the_study(
-    store: Store, network: Network, finalist: MakeFinalist, origin: Origin, lineage: Lineage
+    store: Store, register: Register, network: Network, lineage: Lineage
 ) -> None:
     data = network(99)
     parent = store.track_study("digits", {}, lineage, [])
-    card = EvidenceCard.of("digits", finalist(0, network(0)), origin)
+    uri = register().uri
     with pytest.raises(
         RegistryError, match=r"study 'digits' kept no dense model with sha256 \w{64}; run the study again"
     ):
-        store.dense(card)
+        store.dense(uri)
     for _ in range(2):
         store.keep_dense(parent, data)
-    assert store.dense(card) == data
+    assert store.dense(uri) == data
     client = store._connection.client
     assert len(client.list_artifacts(parent, "dense")) == 1
     run = client.get_run(parent)
@@ -273,9 +273,9 @@ def test_the_dense_file_is_kept_once_with_the_study(
     )
     path.write_bytes(b"half")
     with pytest.raises(VerificationError, match=r"dense model of study 'digits': expected sha256 \w{64}, got \w{64}"):
-        store.dense(card)
+        store.dense(uri)
     store.keep_dense(parent, data)
-    assert store.dense(card) == data
+    assert store.dense(uri) == data
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "card.json"])

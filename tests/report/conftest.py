@@ -182,7 +182,10 @@ def draw_trials(rng: np.random.Generator, count: int) -> tuple[TrialRecord, ...]
             attempts=1,
         )
         if number in (17, 38):
-            update = {"state": "failed", "reason": "worker: timeout: no reply within 300 s; its stack is in the log"}
+            update: dict[str, object] = {
+                "state": "failed",
+                "reason": "worker: timeout: no reply within 300 s; its stack is in the log",
+            }
         elif number == 44:
             update = {"state": "failed", "reason": "infeasible: body.4.c1 keeps 0 channels"}
         else:

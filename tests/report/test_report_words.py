@@ -36,9 +36,8 @@ def test_plan_in_words_says_how_many_of_how_many() -> None:
 
 
 def test_plan_in_words_without_the_structure_only_counts() -> None:
-    assert plan_words(PLAN) == (
-        "2 groups cut (magnitude, taylor); 1 layer with 50% zeros (magnitude); 1 layer at 8 bits"
-    )
+    assert plan_words(PLAN) == "2 groups cut, 1 layer masked, 1 layer int8"
+    assert plan_words(Plan()) == "dense"
 
 
 def test_a_plan_that_asks_for_nothing_is_dense() -> None:

@@ -10,9 +10,9 @@ from autocompress.records import ChannelCut, LayerBits, ParamValue, Plan
 
 
 class ToySpace:
-    def __init__(self, refused: int | None = None, seeds: int = 3) -> None:
+    def __init__(self, refused: int | None = None, seeds: tuple[int, ...] = (64, 32, 16)) -> None:
         self.refused = refused
-        self.number = seeds
+        self.keeps = seeds
 
     def suggest(self, trial: Any) -> dict[str, ParamValue]:
         return {"keep": trial.suggest_int("keep", 1, 64), "bits": trial.suggest_categorical("bits", [32, 8])}
@@ -25,5 +25,4 @@ class ToySpace:
         return Plan(cuts=cuts, bits=(LayerBits(layer="g", bits=8),) if params["bits"] == 8 else ())
 
     def seeds(self) -> list[tuple[str, dict[str, ParamValue]]]:
-        keeps = [64, 32, 16, *range(1, 16)]
-        return [("dense" if k == 64 else f"uniform-{k}", {"keep": k, "bits": 32}) for k in keeps[: self.number]]
+        return [("dense" if k == 64 else f"uniform-{k}", {"keep": k, "bits": 32}) for k in self.keeps]

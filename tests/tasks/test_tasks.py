@@ -191,5 +191,5 @@ def test_missing_files_and_a_holdout_out_of_range_are_refused(tmp_path: Path) ->
     with pytest.raises(TaskError, match=r"no\.safetensors, which does not exist"):
         task.build()
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(TaskError, match="cannot be read as .npz"):
+    with pytest.raises(TaskError, match=r"cannot be read as \.npz"):
         images(str(tmp_path / "text.npz"), NETWORK, MEAN, STD)

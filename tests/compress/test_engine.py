@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from autocompress.compress.artifact import describe
+from autocompress.compress.engine import calibration_inputs, compress
+from autocompress.compress.export import export_onnx, runtime_session
+from autocompress.compress.statistics import Statistics, collect_statistics
+from autocompress.compress.structure import find_structure
+from autocompress.errors import CompressionError, InfeasibleError
+from autocompress.records import ChannelCut, LayerBits, Plan, Structure, WeightMask
+from autocompress.task import Recipe, Task
+
+
+class Blobs(Dataset[tuple[Tensor, Tensor]]):
+    """Noise around one image per class; every read is counted, and draws its own noise like an augmentation."""
+
+    def __init__(self, size: int, seed: int, augment: bool = True) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.targets = torch.arange(size) % 4
+        centres = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        self.inputs = centres[self.targets] + 0.5 * torch.randn(size, 3, 8, 8, generator=generator)
+        self.augment = augment
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.reads += 1
+        noise = torch.randn(3, 8, 8) if self.augment else torch.zeros(3, 8, 8)
+        return self.inputs[index] + 0.1 * noise, self.targets[index]
+
+
+class Augmented(Blobs):
+    def plain(self) -> Blobs:
+        return Blobs(len(self), seed=1, augment=False)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.inner, self.bn1 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.outer, self.bn2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn(self.stem(x)))
+        x = functional.relu(self.bn2(self.outer(functional.relu(self.bn1(self.inner(x))))) + x)
+        return self.fc(x.mean((2, 3)))
+
+
+LAYERS = ("fc", "inner", "outer", "stem")
+ALL_BITS = tuple(LayerBits(layer=name, bits=8) for name in LAYERS)
+CUT = ChannelCut(group="inner", keep=8, criterion="taylor")
+MASK = WeightMask(layer="outer", sparsity=0.5, criterion="magnitude")
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task(
+        name="blobs",
+        model=Net,
+        train=Blobs(96, seed=1),
+        validation=Blobs(8, seed=2),
+        selection=Blobs(8, seed=3),
+        test=Blobs(8, seed=4),
+        recipe=Recipe(batch_size=32),
+    )
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def structure(dense: nn.Module) -> Structure:
+    return find_structure(dense, torch.randn(1, 3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def statistics(dense: nn.Module, task: Task) -> Statistics:
+    return collect_statistics(dense, task, batches=2, batch_size=16, seed=0)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(),
+        Plan(bits=ALL_BITS),
+        Plan(cuts=(CUT,)),
+        Plan(masks=(MASK,)),
+        Plan(cuts=(CUT,), masks=(MASK,), bits=ALL_BITS[1:3]),
+    ],
+    ids=["dense", "bits", "cut", "mask", "joint"],
+)
+@pytest.mark.parametrize("epochs", [0.0, 0.7])
+def test_the_file_is_what_the_plan_asked_for(
+    plan: Plan, epochs: float, task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    result = compress(task, dense, plan, structure, statistics, epochs=epochs, seed=3)
+    assert describe(result.model) == result.artifact
+    layers = {layer.name: layer for layer in result.artifact.layers}
+    assert layers["inner"].shape[0] == layers["outer"].shape[1] == (8 if plan.cuts else 16)
+    assert {name for name, layer in layers.items() if layer.bits == 8} == {entry.layer for entry in plan.bits}
+    if plan.masks:
+        assert layers["outer"].zeros >= layers["outer"].weights // 2
+    assert result.agreement < 1e-4
+    assert result.warnings == ()
+    assert set(result.seconds) - {"recover", "quantize"} == {"compress", "export"}
+    assert ("recover" in result.seconds) == bool(plan.cuts or plan.masks)
+    assert ("quantize" in result.seconds) == bool(plan.bits)
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+    inputs = torch.randn(5, 3, 8, 8)
+    got = runtime_session(result.model).run(None, {"input": inputs.numpy()})[0]
+    want = result.module(inputs).detach().numpy()
+    np.testing.assert_allclose(got, want, atol=0.1 * float(np.abs(want).max()) if plan.bits else 1e-4)
+
+
+def test_dense_plan_exports_the_module_as_it_is(
+    task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    result = compress(task, dense, Plan(), structure, statistics, epochs=5.0, seed=0)
+    assert result.module is dense
+    assert result.model == export_onnx(dense, torch.zeros(1, 3, 8, 8)).model
+
+
+def test_same_arguments_give_same_bytes_and_leave_the_global_random_state(
+    task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    plan = Plan(cuts=(CUT,), masks=(MASK,), bits=ALL_BITS)
+    state = torch.random.get_rng_state()
+    first = compress(task, dense, plan, structure, statistics, epochs=0.4, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(99)
+    second = compress(task, dense, plan, structure, statistics, epochs=0.4, seed=0)
+    assert first.model == second.model
+    assert first.agreement == second.agreement
+
+
+def test_only_the_training_split_is_read(
+    task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    compress(task, dense, Plan(cuts=(CUT,), bits=ALL_BITS), structure, statistics, epochs=0.4, seed=0)
+    assert task.train.reads > 0  # type: ignore[attr-defined]
+    assert [getattr(task, role).reads for role in ("validation", "selection", "test")] == [0, 0, 0]
+
+
+def test_everything_heavy_runs_inside_the_guard_and_never_nested(
+    task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    depth, most, entered = 0, 0, 0
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        nonlocal depth, most, entered
+        depth, entered = depth + 1, entered + 1
+        most = max(most, depth)
+        yield
+        depth -= 1
+
+    compress(task, dense, Plan(cuts=(CUT,), bits=ALL_BITS), structure, statistics, epochs=1.0, seed=0, guard=guard)
+    # Three training steps, at least one recalibration batch, and cut, export and quantize in one piece each.
+    assert most == 1
+    assert entered >= 7
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan(cuts=(ChannelCut(group="none", keep=8, criterion="random"),)), r"plan.cuts: .* got 'none'"),
+        (Plan(masks=(WeightMask(layer="none", sparsity=0.5, criterion="random"),)), r"plan.masks: .* got 'none'"),
+        (Plan(bits=(LayerBits(layer="none", bits=8),)), r"plan.bits: .* got 'none'; it has fc, inner, outer, stem"),
+    ],
+)
+def test_plan_for_another_network_is_refused(
+    plan: Plan, message: str, task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    with pytest.raises(InfeasibleError, match=message):
+        compress(task, dense, plan, structure, statistics, epochs=0.0, seed=0)
+
+
+@pytest.mark.parametrize("epochs", [-1.0, float("nan")])
+def test_bad_epochs_are_refused(
+    epochs: float, task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    with pytest.raises(CompressionError, match="expected epochs >= 0, got"):
+        compress(task, dense, Plan(), structure, statistics, epochs=epochs, seed=0)
+
+
+def test_calibration_inputs_are_chosen_by_seed_and_without_augmentation_if_possible(task: Task) -> None:
+    first = calibration_inputs(task, count=20, seed=0)
+    assert first.shape == (20, 3, 8, 8)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, calibration_inputs(task, count=20, seed=0))
+    assert not np.array_equal(first, calibration_inputs(task, count=20, seed=1))
+    assert len(calibration_inputs(task, seed=0)) == 96
+    plain = Task(
+        name="plain", model=Net, train=Augmented(96, seed=1), validation=task.validation,
+        selection=task.selection, test=task.test,
+    )  # fmt: skip
+    source = Blobs(96, seed=1).inputs.numpy()
+    for row in calibration_inputs(plain, count=5, seed=0):
+        assert np.any(np.all(source == row, axis=(1, 2, 3)))
