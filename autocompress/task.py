@@ -164,19 +164,26 @@ def plain(dataset: Dataset[Any]) -> Dataset[Any]:
     return found
 
 
+def size(dataset: Dataset[Any]) -> int:
+    """Number of examples; `Task` has checked that the dataset knows it."""
+    if not isinstance(dataset, Sized):
+        raise TaskError(f"expected a dataset with a length, got {type(dataset).__name__}")
+    return len(dataset)
+
+
 @contextlib.contextmanager
 def fixed_randomness(seed: int) -> Iterator[None]:
     """Global random streams of torch, numpy and `random` at `seed` inside the block, and as they were after it."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - what datasets draw from
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         random.seed(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+            np.random.set_state(numpy_state)
 
 
 def fetch(dataset: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect import flow, task
 from prefect.artifacts import (
@@ -13,7 +13,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, State
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled
 
 from autocompress.config import Study, load_study
 from autocompress.errors import AutocompressError, InterruptedStudyError
@@ -29,8 +30,12 @@ class PrefectProgress:
     """Keeps Prefect's progress artifact at the share of trials that are done."""
 
     def __init__(self, study: str) -> None:
-        self._artifact: UUID = create_progress_artifact(
-            progress=0.0, key=artifact_key(study, "search"), description=f"Trials of study {study}"
+        # In a task that is no coroutine the call is finished when it returns.
+        self._artifact = cast(
+            "UUID",
+            create_progress_artifact(
+                progress=0.0, key=artifact_key(study, "search"), description=f"Trials of study {study}"
+            ),
         )
         self._shown = 0
 
@@ -135,7 +140,7 @@ def run(study: Study, listener: Reporter | None = None) -> Outcome:
         AutocompressError: what went wrong, as its own class; `InterruptedStudyError` if the user stopped it.
     """
     with reporting_to(listener or Silent()):
-        state: State[Any] = compress(study, return_state=True)
+        state = cast("State[Any]", compress(study, return_state=True))
     result = state.data if state.is_cancelled() else state.result(raise_on_failure=False)
     if isinstance(result, Outcome) and state.is_completed():
         return result

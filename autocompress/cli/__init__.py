@@ -76,6 +76,8 @@ def run(study: StudyArgument, changes: SetOption = None) -> None:
     from autocompress.cli.listening import TerminalReporter
     from autocompress.cli.printing import print_outcome
 
+    # The terminal has the progress and one message for an error; Prefect's own log goes to its server.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with TerminalReporter() as progress:
         progress.stage("start", "starting Prefect")
         from autocompress.flows.compress import run as run_flow

@@ -174,8 +174,8 @@ def print_profile(found: Profile) -> None:
     for name in ("node", "operation", "ms", "share"):
         nodes.add_column(name, justify="left" if name in ("node", "operation") else "right")
     for node in sorted(found.latency, key=lambda n: -n.milliseconds)[:12]:
-        share = f"{100 * node.milliseconds / total:.1f}%"
-        nodes.add_row(escape(node.layer or node.node), escape(node.operation), f"{node.milliseconds:.4f}", share)
+        percentage = f"{100 * node.milliseconds / total:.1f}%"
+        nodes.add_row(escape(node.layer or node.node), escape(node.operation), f"{node.milliseconds:.4f}", percentage)
     out.print(nodes)
     out.print(f"\nspace     {escape(found.space)}", soft_wrap=True)
     for left in found.structure.left_dense:

@@ -77,7 +77,7 @@ def run_jobs(
                     try:
                         kind, value = ray.get(reference)
                     except RayError as error:
-                        actor = start()  # noqa: PLW2901 - the old one is dead
+                        actor = start()
                         kind, value = "died", f"its Ray actor was lost ({str(error).strip().splitlines()[0]:.200})"
                     idle.append(actor)
                     if kind == "died" and attempt < _ATTEMPTS:

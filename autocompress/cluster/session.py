@@ -69,12 +69,12 @@ def ray_session(workers: int) -> Iterator[int]:
         with contextlib.ExitStack() as stack:
             address = os.environ.get("RAY_ADDRESS")
             folder = None if address else stack.enter_context(_own_folder())
-            stack.enter_context(_sigterm_kept())
             try:
-                if folder is None:
-                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-                else:
-                    _start_local(workers, folder)
+                with _sigterm_kept():
+                    if folder is None:
+                        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                    else:
+                        _start_local(workers, folder)
                 stack.callback(ray.shutdown)
             except (KeyboardInterrupt, SystemExit) as error:  # Ray turns SIGTERM into the latter
                 ray.shutdown()
@@ -114,7 +114,7 @@ def _start_local(workers: int, folder: Path) -> None:
 def _own_folder() -> Iterator[Path]:
     """A temporary folder for one session, and a guard that ends what still uses it at the end."""
     # Ray puts sockets there, whose paths may have 107 letters: not below a long TMPDIR.
-    folder = Path(tempfile.mkdtemp(prefix="autocompress-ray-", dir="/tmp"))  # noqa: S108 - mode 0700, random name
+    folder = Path(tempfile.mkdtemp(prefix="autocompress-ray-", dir="/tmp"))
     try:
         with reaping(folder):
             yield folder
@@ -124,12 +124,12 @@ def _own_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Put the handler back that ray.init replaces."""
+    """Keep the caller's handler, which ray.init replaces by one that exits; where there is none, Ray's is better."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if handler != signal.SIG_DFL and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,10 +20,7 @@ from autocompress.compress.train import Guard, recalibrate_bn, recover
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.records import Artifact, Plan, Structure
 from autocompress.rng import derive_seed
-from autocompress.task import Task, fetch
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
+from autocompress.task import Task, fetch, fixed_randomness, plain, size
 
 #: Training examples that the ranges of 8-bit activations are taken from.
 CALIBRATION_EXAMPLES = 256
@@ -144,17 +140,11 @@ def calibration_inputs(task: Task, *, count: int = CALIBRATION_EXAMPLES, seed: i
     Returns:
         Shape (n, ...), float32.
     """
-    plain = getattr(task.train, "plain", None)
-    dataset: Dataset[Any] = plain() if callable(plain) else task.train
-    size = len(dataset) if isinstance(dataset, Sized) else 0
-    if size == 0:
-        raise CompressionError(f"calibration: expected training data with a length, got {type(dataset).__name__}")
     generator = torch.Generator().manual_seed(derive_seed(seed, "calibration"))
-    chosen = torch.randperm(size, generator=generator)[:count].sort().values
+    chosen = torch.randperm(size(task.train), generator=generator)[:count].sort().values
     # A dataset that cannot do without augmentation draws the same one every time, and leaves no trace.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "calibration", "augment"))
-        inputs, _ = fetch(dataset, chosen)
+    with fixed_randomness(derive_seed(seed, "calibration", "augment")):
+        inputs, _ = fetch(plain(task.train), chosen)
     return inputs.to(torch.float32).numpy()
 
 

@@ -13,7 +13,7 @@ from autocompress.compress.prune import cut_channels
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
 from autocompress.records import ChannelCut, Plan, Record, Structure
-from autocompress.task import Task, fetch, plain
+from autocompress.task import Task, fetch, plain, size
 
 
 class GroupSensitivity(Record):
@@ -61,7 +61,7 @@ def group_sensitivity(
         One entry per group, in the structure's order.
     """
     data = plain(task.validation)
-    inputs, _ = fetch(data, torch.arange(min(examples, len(task.validation))))
+    inputs, _ = fetch(data, torch.arange(min(examples, size(task.validation))))
     reference = _log_probabilities(dense, inputs)
     found = []
     for group in structure.groups:
@@ -81,6 +81,6 @@ def _log_probabilities(module: nn.Module, inputs: Tensor) -> Tensor:
     was_training = module.training
     module.eval()
     with torch.inference_mode():
-        outputs = torch.cat([functional.log_softmax(module(part), dim=-1) for part in inputs.split(128)])
+        outputs = torch.cat([functional.log_softmax(module(part), dim=-1) for part in torch.split(inputs, 128)])
     module.train(was_training)
     return outputs

@@ -71,9 +71,7 @@ def node_latencies(
             key = (event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", ""))
             times[key].append(event["dur"] / 1000.0)
     return [
-        NodeLatency(
-            node=node, layer=owners.get(node), operation=operation, milliseconds=median(values[10:] or values)
-        )
+        NodeLatency(node=node, layer=owners.get(node), operation=operation, milliseconds=median(values[10:] or values))
         for (node, operation), values in times.items()
     ]
 

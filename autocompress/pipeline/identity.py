@@ -27,7 +27,7 @@ def dataset_digest(dataset: Any) -> str:
     total = hashlib.sha256()
     # A dataset that augments without offering `plain` draws the same every time.
     with fixed_randomness(0):
-        for indices in torch.arange(len(dataset)).split(1000):
+        for indices in torch.split(torch.arange(len(dataset)), 1000):
             for part in fetch(data, indices):
                 total.update(f"{part.dtype}{tuple(part.shape)}".encode())
                 total.update(part.contiguous().numpy().tobytes())

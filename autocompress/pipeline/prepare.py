@@ -29,7 +29,7 @@ from autocompress.pipeline.progress import reporter
 from autocompress.records import Baseline, Estimate, Host, Record, Role, Structure, digest
 from autocompress.rng import derive_seed
 from autocompress.space.space import Space, resolve
-from autocompress.task import Task, fetch, fixed_randomness, load_task, plain
+from autocompress.task import Task, fetch, fixed_randomness, load_task, plain, size
 
 if TYPE_CHECKING:
     from autocompress.measure.target import Session, Target
@@ -118,7 +118,7 @@ class Workbench:
 def latency_inputs(task: Task, batch_size: int) -> np.ndarray:
     """The first training examples as one batch, shape (batch size, ...)."""
     with fixed_randomness(0):
-        found: np.ndarray = fetch(plain(task.train), torch.arange(batch_size) % len(task.train))[0].numpy()
+        found: np.ndarray = fetch(plain(task.train), torch.arange(batch_size) % size(task.train))[0].numpy()
     return found
 
 

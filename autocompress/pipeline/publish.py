@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 from autocompress.front.selection import aliases
@@ -83,11 +84,33 @@ def write_report(
         structure=bench.prepared.structure,
         versions=registered,
         objectives=bench.study.objectives,
+        bounds=bench.study.bounds,
+        failed_finalists=finals.failed,
+        how=_how(bench),
         lineage=_lineage(bench, finals),
         seconds=seconds,
+        created=datetime.now(UTC),
     )
     write_page(bench.folder.page, data)
     return bench.folder.page
+
+
+def _how(bench: Workbench) -> tuple[str, ...]:
+    study, task, target = bench.study, bench.task, bench.study.target
+    sizes = {role: f"{len(getattr(task, role)):,}" for role in ("train", "validation", "selection", "test")}
+    threads = f"{target.threads} thread{'' if target.threads == 1 else 's'}"
+    return (
+        f"Four splits with one role each: training, recovery and calibration use {sizes['train']} examples, the search "
+        f"sees {sizes['validation']} for validation, finalists are judged on {sizes['selection']} for selection, and "
+        f"the {sizes['test']} test examples are opened once for each model of the final front.",
+        f"A candidate of the search recovers for {study.search.recovery_epochs:g} epochs by distillation from the "
+        f"dense model, a finalist for {study.finalists.recovery_epochs:g}; values of unlike recovery are never "
+        "compared.",
+        f"Accuracy is {bench.target.runtime}'s on the exported bytes. Latency is of the same bytes, {threads}, batch "
+        f"size {target.batch_size}: interleaved with the dense model in shuffled rounds while nothing of the study "
+        "trains; the median of the rounds' ratios times the dense model's median, with a bootstrap interval over "
+        "rounds.",
+    )
 
 
 def _lineage(bench: Workbench, finals: Finals) -> Lineage:

@@ -21,7 +21,7 @@ from autocompress.records import (
     TrialRecord,
     Version,
 )
-from autocompress.report.words import plan_words
+from autocompress.space.words import plan_words
 
 
 class ReportData(Record):

@@ -15,7 +15,8 @@ from autocompress.front.dominance import non_dominated
 from autocompress.front.indicators import TracePoint
 from autocompress.records import Estimate, TrialRecord, minimized
 from autocompress.report.data import FrontRow, ReportData, champion_first, dense_row
-from autocompress.report.words import LABELS, cost, percent, percent_interval, plan_words, times
+from autocompress.report.words import LABELS, cost, percent, percent_interval, times
+from autocompress.space.words import plan_words
 
 Figure = dict[str, Any]
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -76,7 +76,7 @@ class Progress:
         self._stage = ""
         self._told: float | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         """Start to draw."""
         if self._console.is_terminal:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)

@@ -109,9 +109,7 @@ class Ledger:
             known = [s.study_name for s in opened.get_all_studies()]
             if name not in known and not create:
                 raise SearchError(f"the ledger holds no study {name!r}, but {known or 'none'}; run the study first")
-            study = optuna.create_study(
-                storage=opened, study_name=name, directions=directions, load_if_exists=True
-            )
+            study = optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
             if "objectives" not in study.user_attrs:
                 study.set_user_attr("objectives", list(objectives))
         found = study.user_attrs["objectives"]

@@ -18,27 +18,34 @@ def plan_words(plan: Plan, structure: Structure | None = None) -> str:
         Such as ``"10 of 12 groups cut to 25–88% of channels (taylor); 20 of 22 layers at 8 bits"``; ``"dense"`` if
         nothing is asked for.
     """
+    if structure is None:
+        return _short(plan)
+    layers = len(structure.layers)
     parts = []
     if plan.cuts:
-        widths = {g.name: g.width for g in structure.groups} if structure else {}
-        kept = [cut.keep / widths[cut.group] for cut in plan.cuts if cut.group in widths]
-        told = f" to {_span(kept)} of channels" if kept else ""
-        count = _count(len(plan.cuts), len(structure.groups) if structure else None, "group")
-        parts.append(f"{count} cut{told} ({_names(c.criterion for c in plan.cuts)})")
+        kept = [cut.keep / structure.group(cut.group).width for cut in plan.cuts]
+        count = _count(len(plan.cuts), len(structure.groups), "group")
+        parts.append(f"{count} cut to {_span(kept)} of channels ({_names(c.criterion for c in plan.cuts)})")
     if plan.masks:
-        count = _count(len(plan.masks), len(structure.layers) if structure else None, "layer")
-        parts.append(
-            f"{count} with {_span([m.sparsity for m in plan.masks])} zeros ({_names(m.criterion for m in plan.masks)})"
-        )
+        zeros = _span([m.sparsity for m in plan.masks])
+        count = _count(len(plan.masks), layers, "layer")
+        parts.append(f"{count} with {zeros} zeros ({_names(m.criterion for m in plan.masks)})")
     if plan.bits:
-        parts.append(f"{_count(len(plan.bits), len(structure.layers) if structure else None, 'layer')} at 8 bits")
+        parts.append(f"{_count(len(plan.bits), layers, 'layer')} at 8 bits")
     return "; ".join(parts) or "dense"
 
 
-def _count(some: int, total: int | None, noun: str) -> str:
-    if total is None:
-        return f"{some} {noun}{'' if some == 1 else 's'}"
-    return f"all {total} {noun}s" if some == total > 1 else f"{some} of {total} {noun}{'' if total == 1 else 's'}"
+def _short(plan: Plan) -> str:
+    counted = (
+        (f"{_plural(len(plan.cuts), 'group')} cut", plan.cuts),
+        (f"{_plural(len(plan.masks), 'layer')} masked", plan.masks),
+        (f"{_plural(len(plan.bits), 'layer')} int8", plan.bits),
+    )
+    return ", ".join(words for words, entries in counted if entries) or "dense"
+
+
+def _count(some: int, total: int, noun: str) -> str:
+    return f"all {total} {noun}s" if some == total > 1 else f"{some} of {_plural(total, noun)}"
 
 
 def _span(shares: list[float]) -> str:
@@ -48,3 +55,7 @@ def _span(shares: list[float]) -> str:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(set(names)))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -28,7 +28,10 @@ def test_every_command_has_help_with_an_example(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: a\ntask: {factory: 'autocompress.tasks.digits:digits'}\nsearch: {trials: many}\n", "study.yaml:3: search.trials: expected"),
+        (
+            "name: a\ntask: {factory: 'autocompress.tasks.digits:digits'}\nsearch: {trials: many}\n",
+            "study.yaml:3: search.trials: expected",
+        ),
         ("name: a\ntask: {factory: 'no_such_package_here.x:y'}\n", "no_such_package_here"),
         ("name: a\nname: b\n", "study.yaml:2"),
         ("name: [\n", "study.yaml:"),

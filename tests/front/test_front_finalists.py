@@ -13,7 +13,9 @@ def rank_of(points):
     """Naive oracle: how many fronts have to be peeled before a point is non-dominated."""
     ranks, left, rank = {}, set(range(len(points))), 0
     while left:
-        best = {i for i in left if not any((points[j] <= points[i]).all() and (points[j] < points[i]).any() for j in left)}
+        best = {
+            i for i in left if not any((points[j] <= points[i]).all() and (points[j] < points[i]).any() for j in left)
+        }
         ranks.update(dict.fromkeys(best, rank))
         left, rank = left - best, rank + 1
     return ranks

@@ -90,7 +90,9 @@ def test_the_front_is_what_the_registry_holds(finished):
 
 def test_a_picked_version_verifies_from_its_bytes(finished):
     folder, _, _ = finished
-    out, _ = call("pick", "tiny", "--min", "accuracy=0.5", "--prefer", "smallest", "--download", "picked", "--json", cwd=folder)
+    out, _ = call(
+        "pick", "tiny", "--min", "accuracy=0.5", "--prefer", "smallest", "--download", "picked", "--json", cwd=folder
+    )
     picked = json.loads(out)
     assert sorted(p.name for p in (folder / "picked").iterdir()) == ["card.json", "card.md", "model.onnx"]
     out, _ = call("verify", picked["uri"], "--json", cwd=folder)
@@ -230,7 +232,14 @@ def test_a_run_on_a_server_is_recorded_there(tmp_path):
         runs = httpx.post(f"{api}/flow_runs/filter", json={}, timeout=10).json()
         assert [r["state_type"] for r in runs] == ["COMPLETED"]
         tasks = httpx.post(f"{api}/task_runs/filter", json={}, timeout=10).json()
-        assert {t["name"].rsplit("-", 1)[0] for t in tasks} == {"prepare", "profile", "search", "finalists", "register", "report"}
+        assert {t["name"].rsplit("-", 1)[0] for t in tasks} == {
+            "prepare",
+            "profile",
+            "search",
+            "finalists",
+            "register",
+            "report",
+        }
         artifacts = {a["type"] for a in httpx.post(f"{api}/artifacts/filter", json={}, timeout=10).json()}
         assert {"table", "markdown", "progress"} <= artifacts
     finally:

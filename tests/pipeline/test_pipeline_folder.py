@@ -63,7 +63,10 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
     try:
         assert held.wait(20)
         assert StudyFolder(tmp_path).is_driven()
-        with pytest.raises(StudyLockedError, match="another process is running this study"), StudyFolder(tmp_path).driving():
+        with (
+            pytest.raises(StudyLockedError, match="another process is running this study"),
+            StudyFolder(tmp_path).driving(),
+        ):
             pass
         first.kill()  # the kernel lets go of a killed driver's lock
         first.join(20)
