@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.records import Estimate
+from autocompress.records import Baseline, Estimate
 from autocompress.report.data import champion_first
-from autocompress.report.words import duration, milliseconds, percent, percent_interval, size, times
+from autocompress.report.words import duration, milliseconds, percent, size, times
 
 if TYPE_CHECKING:
     from autocompress.pipeline.doctor import Examination
@@ -27,62 +27,78 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=140)
 
 
-def front_table(view: FrontView) -> Table:
-    """The members of a front, fastest first; the champion in bold, the dense model below."""
+def front_table(view: FrontView, *, hashes: bool = False) -> Table:
+    """The members of a front, fastest first, the champion in bold, the dense model below. Fits 80 columns.
+
+    Behind ± is the wider side of the 95% interval, in points of accuracy, or in hundredths of the dense latency.
+
+    Args:
+        view: the front.
+        hashes: show each file's sha256 too.
+    """
     final = view.stage == "final"
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("model", no_wrap=True)
     for name in ("accuracy", *(["test"] if final else []), "latency", "to dense", "size"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("plan", ratio=1)
-    table.add_column("sha256", no_wrap=True)
-    table.add_column("known as" if final else "", no_wrap=True)
+    table.add_column("version, plan" if final else "plan", ratio=1)
     for row in view.rows:
-        table.add_row(*_cells(row, final), style="bold" if "champion" in row.aliases else "")
+        table.add_row(*_cells(row, final, hashes), style="bold" if "champion" in row.aliases else "")
     if view.dense is not None:
-        dense = view.dense
-        accuracy = dense.accuracy.get("selection" if final else "validation") or dense.accuracy["validation"]
-        table.add_row(
-            "dense",
-            _share(accuracy),
-            *([percent(dense.accuracy["test"].value)] if final and "test" in dense.accuracy else [""] if final else []),
-            milliseconds(dense.latency_ms),
-            times(1.0),
-            size(dense.artifact.size_bytes),
-            "the model as it came",
-            dense.artifact.sha256[:12],
-            "",
-            style="yellow",
-        )
+        table.add_row(*_dense_cells(view.dense, final, hashes), style="yellow")
     return table
 
 
-def _cells(row: FrontRow, final: bool) -> list[Text]:
-    version = f"v{row.uri.rsplit('/', 1)[-1]}" if row.uri else "not registered"
+def _cells(row: FrontRow, final: bool, hashes: bool) -> list[Text]:
+    version = (
+        f"{row.uri.removeprefix('models:/').replace('/', ' v')} " if row.uri else "not registered " if final else ""
+    )
+    noisy = "noisy latency; " if row.noisy else ""
+    words = " ".join(filter(None, [version, *champion_first(row.aliases)]))
+    lines = [words] if words else []
+    lines += [f"{noisy}{row.summary}", *([f"sha256 {row.sha256}"] if hashes else [])]
     cells = (
         f"trial {row.trial}",
         _share(row.values["accuracy"]),
-        *([percent(row.test.value) if row.test else ""] if final else []),
-        f"{milliseconds(row.values['latency_ms'].value)}{' noisy' if row.noisy else ''}",
-        f"{times(row.ratio.value)} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]",
+        *([_share(row.test) if row.test else ""] if final else []),
+        milliseconds(row.values["latency_ms"].value),
+        f"{times(row.ratio.value)} ±{100 * _side(row.ratio):.1f}",
         size(row.values["size_bytes"].value),
-        row.summary,
-        row.sha256[:12],
-        ", ".join([version, *champion_first(row.aliases)]) if final else "",
+        "\n".join(lines),
     )
     # Text, not str: rich reads markup in a str, and names come from users.
     return [Text(cell) for cell in cells]
 
 
+def _dense_cells(dense: Baseline, final: bool, hashes: bool) -> list[Text]:
+    accuracy = dense.accuracy["selection" if final and "selection" in dense.accuracy else "validation"]
+    test = dense.accuracy.get("test")
+    cells = (
+        "dense",
+        _share(accuracy),
+        *([_share(test) if test else ""] if final else []),
+        milliseconds(dense.latency_ms),
+        times(1.0),
+        size(dense.artifact.size_bytes),
+        "the model as it came" + (f"\nsha256 {dense.artifact.sha256}" if hashes else ""),
+    )
+    return [Text(cell) for cell in cells]
+
+
 def _share(estimate: Estimate) -> str:
-    return f"{percent(estimate.value)} {percent_interval(estimate)}".rstrip()
+    side = _side(estimate)
+    return f"{percent(estimate.value)} ±{100 * side:.1f}" if side > 0 else percent(estimate.value)
+
+
+def _side(estimate: Estimate) -> float:
+    return max(estimate.high - estimate.value, estimate.value - estimate.low)
 
 
 def print_outcome(outcome: Outcome) -> None:
     """The end of a run: the front, where everything is, what to try next."""
     out = console()
     out.print()
-    out.print(f"[bold]{escape(outcome.study)}[/bold]: final front, fastest first; intervals hold 95%")
+    out.print(f"[bold]{escape(outcome.study)}[/bold]: final front, fastest first; ± holds 95%")
     out.print(front_table(outcome.front))
     out.print()
     model = outcome.versions[0].model if outcome.versions else ""
@@ -101,7 +117,7 @@ def print_front(view: FrontView) -> None:
         return
     what = "final front" if view.stage == "final" else "front so far, at search fidelity, on the validation split"
     console().print(f"[bold]{escape(view.study)}[/bold]: {what}")
-    console().print(front_table(view))
+    console().print(front_table(view, hashes=True))
 
 
 def print_status(view: StatusView) -> None:

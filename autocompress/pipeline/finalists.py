@@ -95,7 +95,8 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         report.stage("finalists", f"{len(earlier.finalists)} finalists are there already")
         return earlier
 
-    report.stage("finalists", f"recovering {len(chosen)} finalists, {fidelity.epochs:g} epochs each")
+    each = f"{fidelity.epochs:g} epoch{'' if fidelity.epochs == 1 else 's'} each"
+    report.stage("finalists", f"recovering {len(chosen)} finalists, {each}")
     requests = [
         {
             "plan": trial.plan.model_dump(mode="json") if trial.plan else {},
@@ -110,7 +111,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
     def told(index: int, outcome: object) -> None:
         nonlocal ended
         ended += 1
-        report.stage("finalists", f"recovered {ended} of {len(chosen)}, {fidelity.epochs:g} epochs each")
+        report.stage("finalists", f"recovered {ended} of {len(chosen)}, {each}")
 
     outcomes = run_jobs(
         evaluator_of(bench),

@@ -103,14 +103,18 @@ def _how(bench: Workbench) -> tuple[str, ...]:
         f"Four splits with one role each: training, recovery and calibration use {sizes['train']} examples, the search "
         f"sees {sizes['validation']} for validation, finalists are judged on {sizes['selection']} for selection, and "
         f"the {sizes['test']} test examples are opened once for each model of the final front.",
-        f"A candidate of the search recovers for {study.search.recovery_epochs:g} epochs by distillation from the "
-        f"dense model, a finalist for {study.finalists.recovery_epochs:g}; values of unlike recovery are never "
+        f"A candidate of the search recovers for {_epochs(study.search.recovery_epochs)} by distillation from the "
+        f"dense model, a finalist for {_epochs(study.finalists.recovery_epochs)}; values of unlike recovery are never "
         "compared.",
         f"Accuracy is {bench.target.runtime}'s on the exported bytes. Latency is of the same bytes, {threads}, batch "
         f"size {target.batch_size}: interleaved with the dense model in shuffled rounds while nothing of the study "
         "trains; the median of the rounds' ratios times the dense model's median, with a bootstrap interval over "
         "rounds.",
     )
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
 def _lineage(bench: Workbench, finals: Finals) -> Lineage:

@@ -280,11 +280,11 @@ def _names(rows: Sequence[FrontRow], objective: str, unit: _Unit) -> list[Figure
     named = sorted((r for r in rows if r.aliases and r.on_front), key=lambda r: _cost(r, objective).value)
     widest = max((_cost(r, objective).high for r in rows), default=1.0)
     notes: list[Figure] = []
-    last, raised = -1.0, 0
+    last, raised, lines = -1.0, 0, 0
     for row in named:
         at = _cost(row, objective).value
-        raised = raised + len(row.aliases) if notes and at - last < 0.2 * widest else 0
-        last = at
+        raised = raised + lines if notes and at - last < 0.2 * widest else 0
+        last, lines = at, len(row.aliases)
         notes.append(
             {
                 "x": at / unit.scale,

@@ -1,10 +1,10 @@
-"""The front as a table, and a running study as one calm line."""
+"""A running study as one calm line."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -14,44 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.records import Baseline, Estimate, Finalist, Structure, Version
-from autocompress.report.data import FrontRow, champion_first, dense_row, finalist_rows
-from autocompress.report.words import duration, milliseconds, percent, plural, size, times
+from autocompress.report.words import duration, plural
 
 #: Least seconds between two plain lines of the same stage.
 EVERY_S = 5.0
-
-
-def front_table(
-    finalists: Sequence[Finalist],
-    baseline: Baseline,
-    *,
-    versions: Sequence[Version] = (),
-    structure: Structure | None = None,
-    objectives: Sequence[str] = ("accuracy", "latency_ms"),
-) -> Table:
-    """The final front, fastest first, with the dense model below it. Fits 80 columns.
-
-    Behind ± is the wider side of the 95% interval, in points.
-
-    Args:
-        finalists: those with `on_front` are shown.
-        baseline: the dense model.
-        versions: registered versions; without any, the aliases are those that would be given.
-        structure: makes the plans' words longer, telling of how many; for terminals of over 110 columns.
-        objectives: what the knee weighs.
-    """
-    rows = finalist_rows(finalists, baseline, versions=versions, structure=structure, objectives=objectives)
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("model", no_wrap=True)
-    for name in ("accuracy", "test", "latency", "to dense", "size"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("version, plan", ratio=1)
-    for row in rows:
-        if row.on_front:
-            table.add_row(*_cells(row), style="bold" if "champion" in row.aliases else "")
-    table.add_row(*_cells(dense_row(baseline)), style="yellow")
-    return table
 
 
 class Progress:
@@ -171,27 +137,3 @@ class Progress:
 
 def _line(stage: str, detail: str) -> Text:
     return Text.assemble((f"{stage:<10}", "bold"), " ", detail)
-
-
-def _cells(row: FrontRow) -> list[Text]:
-    test = f"{percent(row.test.value)} {_half_width(row.test)}" if row.test else "not opened"
-    # Text, not str: rich reads markup in a str, and names come from users.
-    known = Text(" ".join([x for x in (row.version, *champion_first(row.aliases)) if x]))
-    if row.noisy:
-        known.append(" noisy latency", style="red")
-    known.append(f"\n{row.plan}" if known else row.plan, style="dim not bold")
-    cells = (
-        row.name,
-        f"{percent(row.accuracy.value)} {_half_width(row.accuracy)}".rstrip(),
-        test.rstrip(),
-        milliseconds(row.latency_ms.value),
-        times(row.ratio.value),
-        size(row.artifact.size_bytes),
-    )
-    return [*(Text(cell) for cell in cells), known]
-
-
-def _half_width(estimate: Estimate) -> str:
-    """The wider side of the interval, in points."""
-    side = max(estimate.high - estimate.value, estimate.value - estimate.low)
-    return f"±{100 * side:.1f}" if side > 0 else ""

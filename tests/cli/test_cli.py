@@ -12,6 +12,7 @@ def autocompress(*arguments, cwd, timeout=60):
     )
 
 
+DIGITS = "task: {factory: 'autocompress.tasks.digits:digits'}\n"
 COMMANDS = ("run", "validate", "status", "front", "pick", "verify", "profile", "doctor")
 
 
@@ -28,10 +29,7 @@ def test_every_command_has_help_with_an_example(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "name: a\ntask: {factory: 'autocompress.tasks.digits:digits'}\nsearch: {trials: many}\n",
-            "study.yaml:3: search.trials: expected",
-        ),
+        (f"name: a\n{DIGITS}search: {{trials: many}}\n", "study.yaml:3: search.trials: expected"),
         ("name: a\ntask: {factory: 'no_such_package_here.x:y'}\n", "no_such_package_here"),
         ("name: a\nname: b\n", "study.yaml:2"),
         ("name: [\n", "study.yaml:"),

@@ -9,6 +9,10 @@ points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 )
 
 
+def dominates(a, b):
+    return (a <= b).all() and (a < b).any()
+
+
 def rank_of(points):
     """Naive oracle: how many fronts have to be peeled before a point is non-dominated."""
     ranks, left, rank = {}, set(range(len(points))), 0

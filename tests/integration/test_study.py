@@ -21,7 +21,12 @@ name: tiny
 task: {{factory: "{tiny}:tiny", arguments: {{delay: {delay}}}}}
 space: joint
 constraints: {{accuracy: {{min: 0.5}}}}
-search: {{trials: {trials}, workers: 2, recovery_epochs: 0.5, timeout_s: 120, sampler: {{kind: nsga2, population_size: 6}}}}
+search:
+  trials: {trials}
+  workers: 2
+  recovery_epochs: 0.5
+  timeout_s: 120
+  sampler: {{kind: nsga2, population_size: 6}}
 finalists: {{count: 3, recovery_epochs: 2}}
 """
 

@@ -4,10 +4,8 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
-from autocompress.report.data import ReportData
-from autocompress.report.terminal import Progress, front_table
+from autocompress.report.terminal import Progress
 
 
 class Terminal(io.StringIO):
@@ -23,40 +21,9 @@ class Clock:
         return self.now
 
 
-def rendered(report: ReportData, width: int = 200) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    table = front_table(report.finalists, report.baseline, versions=report.versions, structure=report.structure)
-    console.print(table)
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue()
-
-
 def tell(progress: Progress, done: int, total: int = 24, failed: int = 0) -> None:
     left = 10.0 * (total - done) if done else None
     progress.update(done, total, failed, front_size=3, hypervolume=0.4567, elapsed=12.0 * done, left=left)
-
-
-def test_table_has_the_front_and_the_dense_model_and_nothing_else(report: ReportData) -> None:
-    lines = rendered(report).splitlines()
-    named = [line.split()[:2] for line in lines if line.startswith("trial")]
-    front = sorted((f for f in report.finalists if f.on_front), key=lambda f: f.final.values["latency_ms"].value)
-    assert [int(number) for _, number in named] == [f.number for f in front]
-    assert sum(line.startswith("dense") for line in lines) == 1
-    champion = next(line.rstrip() for line in lines if "champion" in line)
-    assert re.search(r"9\d\.\d\d% ±1\.[01] +9\d\.\d\d% ±0\.5 +0\.\d{3} ms +0\.\d\d×", champion)
-    assert champion.endswith("cifar10 v1 champion fastest smallest")
-    assert "noisy latency" in next(line for line in lines if "cifar10 v2" in line)
-
-
-def test_table_fits_a_narrow_terminal(report: ReportData) -> None:
-    assert max(len(line) for line in rendered(report, width=80).splitlines()) <= 80
-    assert "…" not in rendered(report, width=80)
-
-
-def test_table_shows_names_with_brackets_as_they_are(report: ReportData) -> None:
-    versions = tuple(v.model_copy(update={"model": "[bold]x[/bold]"}) for v in report.versions)
-    assert "[bold]x[/bold] v1" in rendered(report.model_copy(update={"versions": versions}), width=260)
 
 
 def test_without_a_terminal_one_state_is_one_plain_line() -> None:

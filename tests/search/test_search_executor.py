@@ -122,9 +122,7 @@ def test_every_kind_of_fault_fails_its_own_trial_and_the_others_complete(tmp_pat
 
 def test_changes_of_state_are_told_in_order_and_the_sampler_goes_on_after_the_seeds(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
-    trials = run(
-        tmp_path, 12, on_trial=lambda t: told.append((t.number, t.state)), sampler=NSGA2(population_size=4)
-    )
+    trials = run(tmp_path, 12, on_trial=lambda t: told.append((t.number, t.state)), sampler=NSGA2(population_size=4))
     assert len(told) == 24
     for number in range(12):
         assert [state for n, state in told if n == number] == ["running", "complete"]
@@ -196,7 +194,9 @@ def test_an_error_of_the_listener_ends_the_search(tmp_path: Path) -> None:
 def test_jobs_come_back_in_order_with_failures_as_values(tmp_path: Path) -> None:
     faults = {"8": "export", "16": "hang", "24": "memory", "32": f"kill-once:{tmp_path / 'mark'}", "40": "kill"}
     evaluator = EvaluatorReference(factory=f"{TOY}:build", arguments={"faults": faults})
-    plans = [Plan.model_validate({"cuts": [{"group": "g", "keep": k, "criterion": "magnitude"}]}) for k in range(8, 64, 8)]
+    plans = [
+        Plan.model_validate({"cuts": [{"group": "g", "keep": k, "criterion": "magnitude"}]}) for k in range(8, 64, 8)
+    ]
     told: dict[int, Any] = {}
     outcomes = run_jobs(
         evaluator,

@@ -71,9 +71,7 @@ def test_a_complete_trial_comes_back_whole_from_the_file(tmp_path: Path) -> None
         (None, 1.0, "measure: values.accuracy.value: Input should be a valid number, got None"),
     ],
 )
-def test_the_gate_fails_a_trial_with_a_bad_value(
-    tmp_path: Path, accuracy: Any, latency_ms: Any, expected: str
-) -> None:
+def test_the_gate_fails_a_trial_with_a_bad_value(tmp_path: Path, accuracy: Any, latency_ms: Any, expected: str) -> None:
     ledger = opened(tmp_path)
     candidate = asked(ledger)
     trial = ledger.tell(candidate.number, reply(candidate, accuracy, latency_ms))
@@ -211,7 +209,9 @@ def test_a_writer_killed_at_random_leaves_a_readable_file_and_no_lock(tmp_path: 
 def test_other_objectives_are_refused(tmp_path: Path) -> None:
     opened(tmp_path)
     for other in (["accuracy", "size_bytes"], ["latency_ms", "accuracy"], ["accuracy"]):
-        with pytest.raises(StudyChangedError, match=r"study 'toy': objectives: its ledger holds trials of \['accuracy'"):
+        with pytest.raises(
+            StudyChangedError, match=r"study 'toy': objectives: its ledger holds trials of \['accuracy'"
+        ):
             Ledger.open(tmp_path / "journal.log", "toy", other)
 
 

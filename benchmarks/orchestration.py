@@ -1,0 +1,165 @@
+"""What a trial costs beyond its own work: our executor beside plain Ray Tune, in one Ray session.
+
+Both run the same no-op. Ours gives each worker a process that may be killed, and writes every trial to the journal
+ledger; plain Tune gets reused actors, a random search and every logger off, and keeps nothing.
+
+    python benchmarks/orchestration.py --trials 200 --workers 2 --json orchestration.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+
+from autocompress.cluster.session import ray_session
+from autocompress.records import Estimate, EvaluatorReference, Host, LatencyReading, Measurement, ParamValue, Plan
+from autocompress.search.executor import search
+from autocompress.search.ledger import Ledger
+from autocompress.search.samplers import Random
+from autocompress.search.settings import SearchSettings
+from autocompress.space.space import Suggester
+
+PARAMETERS = 8
+OBJECTIVES = ("accuracy", "latency_ms")
+
+
+class NoSpace:
+    """Parameters without a meaning: every plan is the dense one."""
+
+    def suggest(self, trial: Suggester) -> dict[str, ParamValue]:
+        """As many parameters as a small network has."""
+        return {f"p{i}": trial.suggest_float(f"p{i}", 0.0, 1.0) for i in range(PARAMETERS)}
+
+    def plan(self, params: Any) -> Plan:
+        """The dense plan."""
+        return Plan()
+
+    def seeds(self) -> list[tuple[str, dict[str, ParamValue]]]:
+        """None."""
+        return []
+
+
+def no_operation() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """An evaluator that answers at once with a whole measurement, as large as a real one of a small network."""
+    one = Estimate.exact(0.5)
+    reading = LatencyReading(
+        latency_ms=one, ratio=one, baseline_ms=1, p90_ms=1, p99_ms=1, rounds=1, batch_size=1, threads=1, load=0
+    )
+    host = Host(cpu="none", cores=1, flags=(), memory_gb=1, system="none", runtime="none", threads=1)
+    layer = {"shape": (8, 8, 3, 3), "bits": 32, "zeros": 0, "weights": 576}
+    reply = Measurement.model_validate(
+        {
+            "plan_key": Plan().key,
+            "fidelity": {"epochs": 0.0},
+            "role": "validation",
+            "values": dict.fromkeys(OBJECTIVES, one),
+            "artifact": {
+                "sha256": "0" * 64,
+                "size_bytes": 1,
+                "macs": 1,
+                "parameters": 1,
+                "layers": [{"name": f"layer{i}", **layer} for i in range(20)],
+            },
+            "latency": reading,
+            "host": host,
+            "agreement": 0.0,
+        }
+    ).model_dump(mode="json")
+    return lambda request: reply
+
+
+def ours(trials: int, workers: int) -> float:
+    """Seconds for all trials through our executor."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = SearchSettings(trials=trials, folder=folder, workers=workers, sampler=Random())
+        began = time.perf_counter()
+        ledger = Ledger.open(folder / "journal.log", "no-op", OBJECTIVES)
+        search(NoSpace(), EvaluatorReference(factory=f"{Path(__file__).resolve()}:no_operation"), settings, ledger)
+        seconds = time.perf_counter() - began
+        if ledger.count("complete") != trials:
+            raise SystemExit(f"expected {trials} complete trials, got {ledger.count('complete')}")
+        return seconds
+
+
+def plain_tune(trials: int, workers: int) -> float:
+    """Seconds for all trials through Ray Tune alone."""
+    from ray import tune
+
+    class NoOperation(tune.Trainable):  # type: ignore[misc]
+        """Reports a number at once."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            """Nothing."""
+
+        def step(self) -> dict[str, Any]:
+            """Done."""
+            return {"accuracy": 0.5, "latency_ms": 0.5, "done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            """Nothing to reset."""
+            return True
+
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(NoOperation, {"CPU": 1}),
+            param_space={f"p{i}": tune.uniform(0.0, 1.0) for i in range(PARAMETERS)},
+            tune_config=tune.TuneConfig(num_samples=trials, reuse_actors=True, max_concurrent_trials=workers),
+            run_config=tune.RunConfig(
+                storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+            ),
+        )
+        began = time.perf_counter()
+        results = tuner.fit()
+        seconds = time.perf_counter() - began
+        if len(results) != trials or results.num_errors:
+            raise SystemExit(f"expected {trials} results, got {len(results)}, {results.num_errors} errors")
+        return seconds
+
+
+def main() -> None:
+    """Measure both in turn and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    arms = {"plain Ray Tune": plain_tune, "autocompress": ours}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    with ray_session(options.workers):
+        for arm in arms.values():  # the first use of either imports and starts things
+            arm(2 * options.workers, options.workers)
+        for _ in range(options.rounds):
+            for name, arm in arms.items():
+                seconds[name].append(arm(options.trials, options.workers) / options.trials)
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    print(f"{options.trials} no-op trials, {options.workers} workers, {options.rounds} rounds in turn")
+    for name, values in seconds.items():
+        print(
+            f"{name:16s} {statistics.median(values) * 1000:8.1f} ms per trial  ({min(values) * 1000:.1f} to "
+            f"{max(values) * 1000:.1f})"
+        )
+    print(f"{'ratio':16s} {statistics.median(ratios):8.2f}")
+    if options.json:
+        result = {
+            "trials": options.trials,
+            "workers": options.workers,
+            "seconds_per_trial": seconds,
+            "ratio": statistics.median(ratios),
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
