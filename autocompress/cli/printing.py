@@ -50,9 +50,9 @@ def front_table(view: FrontView, *, hashes: bool = False) -> Table:
 
 
 def _cells(row: FrontRow, final: bool, hashes: bool) -> list[Text]:
-    version = (
-        f"{row.uri.removeprefix('models:/').replace('/', ' v')} " if row.uri else "not registered " if final else ""
-    )
+    version = "not registered" if final else ""
+    if row.uri:
+        version = " v".join(row.uri.removeprefix("models:/").rsplit("/", 1))
     noisy = "noisy latency; " if row.noisy else ""
     words = " ".join(filter(None, [version, *champion_first(row.aliases)]))
     lines = [words] if words else []
