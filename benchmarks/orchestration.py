@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 
 from autocompress.cluster.session import ray_session
-from autocompress.records import Estimate, EvaluatorReference, Host, LatencyReading, Measurement, ParamValue, Plan
+from autocompress.records import EvaluatorReference, ParamValue, Plan
 from autocompress.search.executor import search
 from autocompress.search.ledger import Ledger
 from autocompress.search.samplers import Random
@@ -29,6 +29,7 @@ from autocompress.search.settings import SearchSettings
 from autocompress.space.space import Suggester
 
 PARAMETERS = 8
+EVALUATOR = f"{Path(__file__).resolve().with_name('no_operation.py')}:no_operation"
 OBJECTIVES = ("accuracy", "latency_ms")
 
 
@@ -48,35 +49,6 @@ class NoSpace:
         return []
 
 
-def no_operation() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """An evaluator that answers at once with a whole measurement, as large as a real one of a small network."""
-    one = Estimate.exact(0.5)
-    reading = LatencyReading(
-        latency_ms=one, ratio=one, baseline_ms=1, p90_ms=1, p99_ms=1, rounds=1, batch_size=1, threads=1, load=0
-    )
-    host = Host(cpu="none", cores=1, flags=(), memory_gb=1, system="none", runtime="none", threads=1)
-    layer = {"shape": (8, 8, 3, 3), "bits": 32, "zeros": 0, "weights": 576}
-    reply = Measurement.model_validate(
-        {
-            "plan_key": Plan().key,
-            "fidelity": {"epochs": 0.0},
-            "role": "validation",
-            "values": dict.fromkeys(OBJECTIVES, one),
-            "artifact": {
-                "sha256": "0" * 64,
-                "size_bytes": 1,
-                "macs": 1,
-                "parameters": 1,
-                "layers": [{"name": f"layer{i}", **layer} for i in range(20)],
-            },
-            "latency": reading,
-            "host": host,
-            "agreement": 0.0,
-        }
-    ).model_dump(mode="json")
-    return lambda request: reply
-
-
 def ours(trials: int, workers: int) -> float:
     """Seconds for all trials through our executor."""
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +56,7 @@ def ours(trials: int, workers: int) -> float:
         settings = SearchSettings(trials=trials, folder=folder, workers=workers, sampler=Random())
         began = time.perf_counter()
         ledger = Ledger.open(folder / "journal.log", "no-op", OBJECTIVES)
-        search(NoSpace(), EvaluatorReference(factory=f"{Path(__file__).resolve()}:no_operation"), settings, ledger)
+        search(NoSpace(), EvaluatorReference(factory=EVALUATOR), settings, ledger)
         seconds = time.perf_counter() - began
         if ledger.count("complete") != trials:
             raise SystemExit(f"expected {trials} complete trials, got {ledger.count('complete')}")
@@ -135,6 +107,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
+    # Tune looks for its loggers' files, which are off, and says so for every trial.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     arms = {"plain Ray Tune": plain_tune, "autocompress": ours}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     with ray_session(options.workers):

@@ -17,6 +17,7 @@ from autocompress.config import Study
 from autocompress.errors import AutocompressError
 from autocompress.measure.latency import measure
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
+from autocompress.pipeline.identity import code_digest
 from autocompress.pipeline.prepare import Prepared, Workbench, data_identity, judge
 from autocompress.records import Estimate, EvaluatorReference, Fidelity, Measurement, Plan, Role, digest
 from autocompress.rng import derive_seed
@@ -62,6 +63,7 @@ class Evaluator:
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._slot = ExclusiveSlot(bench.folder.slot)
+        self._code = code_digest(bench.study.task.factory)
 
     def __call__(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
         """Measure the plan's artifact, or give the earlier measurement of the same physical candidate.
@@ -77,7 +79,7 @@ class Evaluator:
                 "plan": plan.key,
                 "model": bench.prepared.model_sha256,
                 "data": data_identity(bench.prepared),
-                "code": bench.prepared.task_code_sha256,
+                "code": self._code,
                 "target": bench.study.target.model_dump(mode="json"),
                 "host": bench.host.key,
                 "fidelity": fidelity.model_dump(mode="json"),

@@ -15,14 +15,14 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayError
 
 from autocompress.cluster.interrupt import Stop, stop_signals
-from autocompress.cluster.process import KillableWorker
 from autocompress.cluster.session import ray_session
-from autocompress.errors import SearchError, WorkerError
+from autocompress.errors import SearchError
 from autocompress.records import EvaluatorReference, TrialRecord
 from autocompress.rng import derive_seed
 from autocompress.search.ledger import Ledger, SearchSpace
 from autocompress.search.searcher import LedgerSearcher
 from autocompress.search.settings import SearchSettings
+from autocompress.search.trainable import CandidateTrainable
 
 
 def search(
@@ -109,49 +109,6 @@ def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings:
         shutil.rmtree(scratch, ignore_errors=True)
     if not stop and searcher.error is None:
         searcher.abandon()
-
-
-class CandidateTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
-    """A reused Ray actor that owns one killable process and hands it one candidate after another.
-
-    A candidate's failure is a result here, no exception: to Tune every trial succeeds, unless its actor is lost.
-    """
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """One CPU of Ray's count for each candidate."""
-        return tune.PlacementGroupFactory([{"CPU": 1}])
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Make the worker; its process starts with the first candidate."""
-        options = json.loads(config["worker"])
-        self._timeout_s, self._retries = options["timeout_s"], options["retries"]
-        self._worker = KillableWorker(
-            EvaluatorReference.model_validate(options["evaluator"]), Path(options["logs"]), options["memory_gb"]
-        )
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next candidate."""
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Evaluate the candidate; a process that dies is started again, a limited number of times."""
-        candidate = json.loads(self.config["candidate"])
-        attempts: int = candidate["attempts"]
-        last = attempts + self._retries
-        while True:
-            try:
-                outcome = {"attempts": attempts, "reply": self._worker.call(candidate["request"], self._timeout_s)}
-            except WorkerError as error:
-                if error.kind == "died" and attempts < last:
-                    attempts += 1
-                    continue
-                outcome = {"attempts": attempts, "error": str(error)}
-            return {"outcome": json.dumps(outcome), "done": True}
-
-    def cleanup(self) -> None:
-        """End the process."""
-        self._worker.close()
 
 
 class _Halted(Exception):

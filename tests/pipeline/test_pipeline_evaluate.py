@@ -1,0 +1,122 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autocompress.config import Study
+from autocompress.errors import AutocompressError, StudyChangedError
+from autocompress.pipeline.evaluate import Evaluator, build_evaluator
+from autocompress.pipeline.finalists import _open_test
+from autocompress.pipeline.prepare import Workbench, prepare
+from autocompress.pipeline.profile import profile
+from autocompress.records import ChannelCut, Fidelity, LayerBits, Plan
+
+HERE = Path(__file__).resolve().parent
+TASK = f"{HERE / 'spied.py'}:spied"
+
+
+def study_in(folder, **changes):
+    return Study(**{"name": "spied", "task": {"factory": TASK}, "output": folder, "search": {"trials": 2}, **changes})
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Workbench:
+    return prepare(study_in(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture
+def plan(bench) -> Plan:
+    group = bench.prepared.structure.groups[-1]
+    return Plan(
+        cuts=(ChannelCut(group=group.name, keep=16, criterion="magnitude"),),
+        bits=tuple(LayerBits(layer=name, bits=8) for name in sorted(x.name for x in bench.prepared.structure.layers)),
+    )
+
+
+def asked_by(bench) -> set[str]:
+    # The file may have been loaded more than once: this task's own copy of it.
+    return type(bench.task.train).__getitem__.__globals__["ASKED"]
+
+
+def test_the_search_touches_neither_selection_nor_test(bench, plan):
+    asked = asked_by(bench)
+    asked.clear()
+    profile(bench)
+    measurement = Evaluator(bench)(plan, Fidelity(epochs=0.5), "validation")
+    assert asked == {"train", "validation"}
+    assert measurement.role == "validation"
+    assert measurement.fidelity.epochs == 0.5
+
+
+def test_what_is_reported_is_read_from_the_kept_bytes(bench, plan):
+    measurement = Evaluator(bench)(plan, Fidelity(epochs=0.5), "validation")
+    model = bench.folder.read_artifact(measurement.artifact.sha256)
+    assert measurement.values["size_bytes"].value == len(model)
+    cut = next(x for x in measurement.artifact.layers if x.name == plan.cuts[0].group)
+    assert cut.shape[0] == 16
+    assert {x.bits for x in measurement.artifact.layers} == {8}
+
+
+def test_the_same_candidate_is_answered_from_the_cache(bench, plan):
+    first = Evaluator(bench)(plan, Fidelity(epochs=0.25), "validation")
+    again = Evaluator(bench)(plan, Fidelity(epochs=0.25), "validation")
+    assert (first.cached, again.cached) == (False, True)
+    assert again.model_copy(update={"cached": False}) == first
+
+
+def test_another_fidelity_or_role_is_another_evaluation(bench, plan):
+    evaluate = Evaluator(bench)
+    evaluate(plan, Fidelity(epochs=0.25), "validation")
+    assert not evaluate(plan, Fidelity(epochs=0.3), "validation").cached
+    assert not evaluate(plan, Fidelity(epochs=0.3), "selection").cached
+
+
+def test_a_candidate_s_process_answers_in_json(bench, plan):
+    evaluate = build_evaluator(str(bench.folder.root))
+    reply = evaluate({"plan": plan.model_dump(), "fidelity": {"epochs": 0.0}, "role": "validation"})
+    assert json.loads(json.dumps(reply))["plan_key"] == plan.key
+
+
+def test_the_test_split_is_opened_once_for_an_artifact(bench):
+    sha256 = bench.prepared.baseline.artifact.sha256
+    asked = asked_by(bench)
+    asked.clear()
+    first = _open_test(bench, sha256)
+    assert asked == {"test"}
+    asked.clear()
+    assert _open_test(bench, sha256) == first
+    assert asked == set()
+
+
+def copied(bench, folder):
+    shutil.copytree(bench.folder.root, folder / "spied")
+    return folder
+
+
+def test_a_prepared_study_is_taken_up(bench, tmp_path):
+    again = prepare(study_in(copied(bench, tmp_path)))
+    assert again.prepared == bench.prepared
+
+
+def test_changed_data_is_refused_by_role(bench, tmp_path):
+    folder = copied(bench, tmp_path)
+    kept = folder / "spied" / "study.json"
+    study = study_in(folder, task={"factory": TASK, "arguments": {"shift": 0.1}})
+    kept.write_text(study.model_dump_json())  # the settings agree, what they load does not
+    with pytest.raises(StudyChangedError, match=r"data \(train\): "):
+        prepare(study)
+
+
+def test_changed_settings_are_refused_with_their_difference(bench, tmp_path):
+    folder = copied(bench, tmp_path)
+    with pytest.raises(StudyChangedError, match=r"seed: 0 -> 1"):
+        prepare(study_in(folder, seed=1))
+
+
+def test_changed_weights_are_refused(bench, tmp_path):
+    folder = copied(bench, tmp_path)
+    path = folder / "spied" / "base" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\1\2\3")
+    with pytest.raises(AutocompressError, match=r"model\.safetensors"):
+        _ = prepare(study_in(folder)).dense
