@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -47,7 +47,10 @@ class PrefectProgress:
         share = int(20 * state.done / max(state.total, 1))
         if share > self._shown:
             self._shown = share
-            update_progress_artifact(self._artifact, progress=5.0 * share)
+            try:
+                update_progress_artifact(self._artifact, progress=5.0 * share)
+            except Exception as error:  # noqa: BLE001 - a server that is away for a moment does not end a search
+                get_run_logger().warning("the progress artifact was not updated: %s", error)
 
 
 def artifact_key(study: str, what: str) -> str:

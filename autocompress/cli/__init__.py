@@ -6,6 +6,7 @@ bytes do not show what their card claims; 130 interrupted, resumable.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -37,9 +38,8 @@ def main() -> None:
     """Entry point: run a command, turn errors into one message and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Without its standalone mode click hands the code of `typer.Exit` back instead of raising it.
+        code = app(standalone_mode=False)
     except AutocompressError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -48,6 +48,7 @@ def main() -> None:
         if hasattr(error, "format_message"):  # click's usage errors
             _fail(f"{error.format_message()}\nTry: autocompress --help", ConfigError.exit_code)
         raise
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -253,4 +254,6 @@ def _bounds(option: str, texts: list[str] | None) -> dict[str, float]:
             bounds[name] = float(value)
         except ValueError:
             raise ConfigError(f"{option}: expected a number after '=', got {text!r}") from None
+        if not math.isfinite(bounds[name]):
+            raise ConfigError(f"{option}: expected a finite number after '=', got {text!r}")
     return bounds

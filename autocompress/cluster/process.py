@@ -68,8 +68,9 @@ class KillableWorker:
             The evaluator's reply, JSON.
 
         Raises:
-            WorkerError: ``"kind: message"``, with the kind in its `kind`: ``timeout``, ``oom``, ``died``, ``cancelled``,
-                or the kind or type name of what the evaluator raised. After the first four the child is gone.
+            WorkerError: ``"kind: message"``, with the kind in its `kind`: ``timeout``, ``oom``, ``died``,
+                ``cancelled``, or the kind or type name of what the evaluator raised. After the first four the child
+                is gone.
         """
         if self._child is None:
             self._child = _Child(self._logs)

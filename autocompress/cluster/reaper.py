@@ -63,11 +63,8 @@ def main(folder: str) -> None:
 
 def _processes(folder: str, spared: set[int]) -> list[int]:
     """Living processes that name or hold something below `folder`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        if int(entry.name) not in spared and folder in _traces(entry):
-            found.append(int(entry.name))
-    return found
+    entries = {int(entry.name): entry for entry in Path("/proc").glob("[0-9]*")}
+    return [pid for pid, entry in entries.items() if pid not in spared and folder in _traces(entry)]
 
 
 def _traces(entry: Path) -> str:

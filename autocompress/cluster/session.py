@@ -90,7 +90,7 @@ def ray_session(workers: int) -> Iterator[int]:
 def _start_local(workers: int, folder: Path) -> None:
     import ray
     from ray._private import ray_constants
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]  # of a compiled module
 
     _ensure_token()
     with _variables(_OWN_ENVIRONMENT):
@@ -136,7 +136,7 @@ def _sigterm_kept() -> Iterator[None]:
 def _capacity(workers: int) -> int:
     import ray
 
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
     if cpus < 1:
         raise SearchError("the Ray cluster offers no CPU; trials would wait for ever. Add a node with num_cpus >= 1")
     return min(workers, cpus)

@@ -1,7 +1,7 @@
 """The process that evaluates candidates, and that may be killed: ``python -m autocompress.cluster.worker``.
 
-Started by `autocompress.cluster.process.KillableWorker` only. It answers one JSON line with one JSON line over two pipes
-of its own, so that whatever the user's code prints goes to the log instead.
+Started by `autocompress.cluster.process.KillableWorker` only. It answers one JSON line with one JSON line over two
+pipes of its own, so that whatever the user's code prints goes to the log instead.
 
 Before anything is imported it forks a guard, a few megabytes that wait for the end of file on a third pipe, which the
 parent holds open: when the parent dies, however it dies, the guard kills the whole process group, also one that is
@@ -84,7 +84,7 @@ def _build(factory: str, arguments: dict[str, Any]) -> tuple[Evaluate | None, di
         evaluate = load_object(factory)(**arguments)
         if not callable(evaluate):
             raise TypeError(f"{factory}: expected it to return a function, got {type(evaluate).__name__}")
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is sent to the parent
         return None, _failure(error)
     return evaluate, {"ok": {}}
 
@@ -97,7 +97,7 @@ def _answer(evaluate: Evaluate | None, request: dict[str, Any]) -> dict[str, Any
         if not isinstance(reply, dict):
             raise TypeError(f"expected the evaluator to return a dict, got {type(reply).__name__}: {reply!r:.100}")
         json.dumps(reply)  # what is not JSON is this candidate's failure, not the process's end
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is sent to the parent
         return _failure(error)
     return {"ok": reply}
 

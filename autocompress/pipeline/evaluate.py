@@ -14,10 +14,10 @@ import torch
 from autocompress.cluster.slot import ExclusiveSlot
 from autocompress.compress.engine import Compressed, compress
 from autocompress.config import Study
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, MeasurementError
 from autocompress.measure.latency import measure
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
-from autocompress.pipeline.identity import code_digest
+from autocompress.pipeline.identity import code_digest, dataset_digest
 from autocompress.pipeline.prepare import Prepared, Workbench, data_identity, judge
 from autocompress.records import Estimate, EvaluatorReference, Fidelity, Measurement, Plan, Role, digest
 from autocompress.rng import derive_seed
@@ -72,13 +72,24 @@ class Evaluator:
             plan: what to build.
             fidelity: how long it recovers.
             role: ``"validation"`` in a search, ``"selection"`` for finalists.
+
+        Raises:
+            MeasurementError: another role, or another host than the baseline's.
         """
         bench = self._bench
+        if role not in ("validation", "selection"):
+            raise MeasurementError(f"role: expected 'validation' or 'selection', got {role!r}")
+        if bench.host.key != bench.prepared.baseline.host.key:
+            raise MeasurementError(
+                f"expected the host {bench.prepared.baseline.host.key}, on which the dense model was measured, got "
+                f"{bench.host.key} ({bench.host.cpu}); latencies of two hosts cannot be compared"
+            )
         key = digest(
             {
                 "plan": plan.key,
                 "model": bench.prepared.model_sha256,
                 "data": data_identity(bench.prepared),
+                "judged": dataset_digest(bench.task.selection) if role == "selection" else "",
                 "code": self._code,
                 "target": bench.study.target.model_dump(mode="json"),
                 "host": bench.host.key,

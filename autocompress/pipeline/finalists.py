@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from autocompress.cluster.pool import run_jobs
-from autocompress.errors import NoCandidateError, SearchError
+from autocompress.errors import NoCandidateError, SearchError, StudyChangedError
 from autocompress.front.dominance import non_dominated
 from autocompress.front.finalists import choose_finalists
+from autocompress.front.indicators import counts
 from autocompress.front.selection import Point, nearest
 from autocompress.measure.latency import measure
-from autocompress.pipeline.evaluate import evaluator_of
+from autocompress.pipeline.evaluate import evaluator_of, scaled
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.identity import code_digest, dataset_digest
 from autocompress.pipeline.prepare import Workbench, judge
@@ -61,8 +62,13 @@ class Finals(Record):
 
 
 class OpenedTest(Record):
-    """Test accuracy by artifact: measured once, never again."""
+    """Test accuracy by artifact: measured once, never again.
 
+    Attributes:
+        data_sha256: of the test split that all of them were measured on.
+    """
+
+    data_sha256: str = ""
     accuracy: dict[str, Estimate] = Field(default_factory=dict)
 
 
@@ -76,16 +82,19 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
 
     Raises:
         NoCandidateError: no finalist meets the constraints; the message names the nearest ones.
-        SearchError: every finalist failed; the message has the first cause.
+        SearchError: every trial or finalist failed; the message has the first cause.
+        StudyChangedError: the test split is not the one that was opened before.
     """
     study, folder, report = bench.study, bench.folder, reporter()
     chosen = _choose(bench, trials)
     fidelity = Fidelity(epochs=study.finalists.recovery_epochs, rung=FULL)
+    selection = dataset_digest(bench.task.selection)
     key = digest(
         {
             "plans": [t.plan.key for t in chosen if t.plan],
             "fidelity": fidelity.model_dump(mode="json"),
             "model": bench.prepared.model_sha256,
+            "data": {**bench.prepared.data_sha256, "selection": selection},
             "bounds": [b.name for b in study.bounds],
             "host": bench.host.key,
         }
@@ -162,7 +171,9 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         baseline=baseline,
         data_sha256={
             **bench.prepared.data_sha256,
-            **{role: dataset_digest(getattr(bench.task, role)) for role in ("selection", "test")},
+            "selection": selection,
+            # Of the split as it was when it was opened: the values above are from there.
+            "test": (read_record(folder.opened, OpenedTest) or OpenedTest()).data_sha256,
         },
         code_sha256=code_digest(study.task.factory),
         failed=failed,
@@ -177,20 +188,34 @@ def as_point(identifier: str, measurement: Measurement) -> Point:
 
 
 def _choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials, one per physical candidate, by non-dominated rank, spread out."""
+    """Feasible trials, one per physical candidate, by non-dominated rank, spread out.
+
+    Trials whose latency stayed noisy cannot be ranked beside the others: they only fill the places that are left.
+    """
     complete = {t.plan.key: t for t in reversed(trials) if t.state == "complete" and t.plan is not None}
+    if not complete:
+        first = next((t.reason for t in trials if t.state == "failed"), "no reason known")
+        raise SearchError(f"all {len(trials)} trials of study {bench.study.name!r} failed; the first: {first}")
     feasible = [t for t in complete.values() if t.feasible]
     if not feasible:
         found = [as_point(f"trial {t.number}", t.measurement) for t in complete.values() if t.measurement]
         raise NoCandidateError(
             f"no candidate of study {bench.study.name!r} meets its constraints.\n" + nearest(found, bench.study.bounds)
         )
-    points = minimized([t.measurement.values for t in feasible if t.measurement], bench.study.objectives)
-    return [feasible[i] for i in choose_finalists(points, bench.study.finalists.count)]
+    objectives, chosen = bench.study.objectives, list[TrialRecord]()
+    for trusted in (True, False):
+        some = [t for t in feasible if counts(t, objectives) == trusted]
+        points = minimized([t.measurement.values for t in some if t.measurement], objectives)
+        chosen += [some[i] for i in choose_finalists(points, bench.study.finalists.count - len(chosen))]
+    return chosen
 
 
 def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> list[Measurement]:
-    """The finalists' latency, all interleaved with the dense baseline in one reading while nothing trains."""
+    """The finalists' latency, all interleaved with the dense baseline in one reading while nothing trains.
+
+    What was noisy is read again, beside another reading of the baseline: so ratios are compared, in milliseconds by
+    the one baseline that the study reports.
+    """
     sessions = [bench.target.prepare(bench.folder.read_artifact(m.artifact.sha256)) for m in measured]
     readings: list[LatencyReading] = measure(
         sessions,
@@ -198,8 +223,9 @@ def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> list
         bench.inputs,
         seed=derive_seed(bench.study.seed, "latency", "finalists"),
     )
+    baseline_ms = readings[0].baseline_ms
     return [
-        m.model_copy(update={"latency": r, "values": {**m.values, "latency_ms": r.latency_ms}})
+        m.model_copy(update={"latency": r, "values": {**m.values, "latency_ms": scaled(r.ratio, baseline_ms)}})
         for m, r in zip(measured, readings, strict=True)
     ]
 
@@ -208,7 +234,7 @@ def _front(bench: Workbench, measured: Sequence[Measurement]) -> list[bool]:
     """Which finalists are feasible and dominated by no other feasible one, on the selection split.
 
     A latency that stayed noisy after all repeats says so on the card; it is not a reason to drop a model that was
-    recovered in full, because all finalists were read in the same rounds.
+    recovered in full.
     """
     bounds = bench.study.bounds
     feasible = [all(b.violation(m.values[b.objective].value) <= 0 for b in bounds) for m in measured]
@@ -229,8 +255,15 @@ def _open_test(bench: Workbench, sha256: str) -> Estimate:
     role: Role = "test"
     opened = read_record(bench.folder.opened, OpenedTest) or OpenedTest()
     if sha256 not in opened.accuracy:
+        data = dataset_digest(bench.task.test)
+        if opened.accuracy and opened.data_sha256 != data:
+            raise StudyChangedError(
+                f"study {bench.study.name!r}: the test split has changed since it was opened: "
+                f"{opened.data_sha256[:12] or 'unknown'} -> {data[:12]}. Give the changed study another name, or put "
+                "it back."
+            )
         session = bench.target.prepare(bench.folder.read_artifact(sha256))
         estimate = judge(session, bench.task, role, bench.study.seed)
-        opened = OpenedTest(accuracy={**opened.accuracy, sha256: estimate})
+        opened = OpenedTest(data_sha256=data, accuracy={**opened.accuracy, sha256: estimate})
         write_record(bench.folder.opened, opened)
     return opened.accuracy[sha256]

@@ -156,7 +156,7 @@ def prepare(study: Study) -> Workbench:
         TaskError: the task function raised or returned no task.
         ExportError: the model cannot be written as ONNX with a free batch.
         CompressionError: nothing in the model can be compressed.
-        StudyChangedError: configuration, data, weights or task code differ from the earlier run's.
+        StudyChangedError: configuration, data, trained weights, task code or host differ from the earlier run's.
     """
     report = reporter()
     report.stage("prepare", f"loading task {study.task.factory}")
@@ -165,12 +165,12 @@ def prepare(study: Study) -> Workbench:
     folder = open_folder(study)
     earlier = read_record(folder.prepared, Prepared)
     if earlier is not None:
-        _refuse_changes(study, earlier, hashes)
+        _refuse_changes(study, earlier, hashes, module_digest(_build(study, task)) if task.trained else None)
         bench = Workbench(study, folder, earlier)
         report.stage("prepare", f"taking up {folder.root}: the dense model and its baseline are there")
         return bench
 
-    module = task.build()
+    module = _build(study, task)
     example = task.example_input()
     structure = find_structure(module, example)
     if not structure.layers:
@@ -230,9 +230,20 @@ def judge(
     return accuracy(outputs, targets, task.metric, seed=derive_seed(seed, "bootstrap", role))
 
 
-def _refuse_changes(study: Study, earlier: Prepared, hashes: dict[str, str]) -> None:
+def _build(study: Study, task: Task) -> nn.Module:
+    """The task's module; what it draws at random comes from the study's seed."""
+    with fixed_randomness(derive_seed(study.seed, "model")):
+        return task.build()
+
+
+def _refuse_changes(study: Study, earlier: Prepared, hashes: dict[str, str], weights: str | None) -> None:
     before = {"task code": earlier.task_code_sha256, **{f"data ({k})": v for k, v in earlier.data_sha256.items()}}
     now = {"task code": task_code_digest(study.task.factory), **{f"data ({k})": v for k, v in hashes.items()}}
+    if weights is not None:
+        before["weights"], now["weights"] = earlier.model_sha256, weights
+    # Every latency is a ratio times the baseline's: a ratio of another machine must not meet it.
+    target = study.target.build()
+    before["host"], now["host"] = earlier.baseline.host.key, fingerprint(target.runtime, target.threads).key
     changed = [f"  {key}: {before[key][:12]} -> {now[key][:12]}" for key in before if before[key] != now[key]]
     if changed:
         raise StudyChangedError(

@@ -20,10 +20,15 @@ from autocompress.report.page import write_page
 
 
 class Registered(Record):
-    """The versions of a study's final front, fastest first."""
+    """The versions of a study's final front, fastest first.
+
+    Attributes:
+        trials: how many had ended when the front was found.
+    """
 
     versions: tuple[Version, ...] = ()
     tracking: str = ""
+    trials: int = 0
 
 
 def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -> Registered:
@@ -62,7 +67,11 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
     )
     store.alias(model, {alias: numbers[key] for alias, key in chosen.items()})
     known = {v.version: v for v in store.versions(model)}
-    registered = Registered(versions=tuple(known[n] for n in numbers.values()), tracking=store.address)
+    registered = Registered(
+        versions=tuple(known[n] for n in numbers.values()),
+        tracking=store.address,
+        trials=sum(t.state in ("complete", "failed") for t in trials),
+    )
     write_record(bench.folder.registered, registered)
     return registered
 

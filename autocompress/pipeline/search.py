@@ -28,7 +28,10 @@ def open_ledger(study: Study, *, create: bool = True) -> Ledger:
 
 def load_trials(study: Study) -> tuple[TrialRecord, ...]:
     """All trials of a study, without changing anything; none if its search has not begun."""
-    if study.search.storage is None and not StudyFolder(study.folder).journal.is_file():
+    folder = StudyFolder(study.folder)
+    # A database may hold no such study yet; the profile is the last that is written before the search opens it.
+    begun = folder.journal if study.search.storage is None else folder.profile
+    if not begun.is_file():
         return ()
     return open_ledger(study, create=False).trials()
 
@@ -41,7 +44,7 @@ def search_front(trials: tuple[TrialRecord, ...], objectives: tuple[str, ...]) -
         return ()
     best = non_dominated(minimized([t.measurement.values for t in kept if t.measurement], objectives))
     members = [t for t, good in zip(kept, best, strict=True) if good]
-    return tuple(sorted(members, key=lambda t: t.measurement.values[objectives[-1]].value if t.measurement else 0.0))
+    return tuple(sorted(members, key=lambda t: t.measurement.values["latency_ms"].value if t.measurement else 0.0))
 
 
 def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ...], elapsed_s: float) -> SearchState:

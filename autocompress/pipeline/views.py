@@ -64,7 +64,8 @@ class StatusView(Record):
     """How far a study is.
 
     Attributes:
-        state: ``"running"`` if a process drives it now; ``"stopped"`` if the same command would continue it.
+        state: ``"running"`` if a process drives it now; ``"finished"`` if the front of all its trials is registered;
+            ``"stopped"`` if the same command would continue it.
         counts: trials by state. A trial that was running when the study stopped counts as interrupted.
         reasons: reason of failure -> number of trials.
     """
@@ -131,6 +132,7 @@ def study_status(study: Study) -> StatusView:
     folder = StudyFolder(study.folder)
     trials = load_trials(study)
     prepared = read_record(folder.prepared, Prepared)
+    registered = read_record(folder.registered, Registered) or Registered()
     driven = folder.is_driven()
     states = Counter(_state(t, driven) for t in trials)
     done = states["complete"] + states["failed"]
@@ -139,7 +141,7 @@ def study_status(study: Study) -> StatusView:
         state = "running"
     elif not folder.study.is_file():
         state = "not started"
-    elif done >= study.search.trials and folder.registered.is_file():
+    elif min(done, registered.trials) >= study.search.trials:
         state = "finished"
     return StatusView(
         study=study.name,

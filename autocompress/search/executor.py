@@ -96,7 +96,7 @@ def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings:
     try:
         with _quiet_tune():
             tuner.fit()
-    except _Halted:
+    except _HaltError:
         pass
     except Exception as error:
         cause = _cause(error, RayError)
@@ -111,11 +111,11 @@ def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings:
         searcher.abandon()
 
 
-class _Halted(Exception):
+class _HaltError(Exception):
     """Ends Tune's loop from within."""
 
 
-class _Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
+class _Watch(tune.Callback):
     """Looks for a reason to stop before each of Tune's steps, ten times a second; knows the actors."""
 
     def __init__(self, searcher: LedgerSearcher, stop: Stop) -> None:
@@ -132,7 +132,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
         """End the loop after a signal or an error. The actors die first: Tune would wait for their candidates."""
         if self._stop or self._searcher.error is not None:
             self.kill_actors()
-            raise _Halted
+            raise _HaltError
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Remember where the trial runs."""

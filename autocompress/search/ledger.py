@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -101,7 +101,9 @@ class Ledger:
             StudyChangedError: the ledger holds the trials of other objectives.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        directions = ["maximize" if o in MAXIMIZED else "minimize" for o in objectives]
+        directions: list[Literal["maximize", "minimize"]] = [
+            "maximize" if o in MAXIMIZED else "minimize" for o in objectives
+        ]
         with _readable(storage):
             if not create and isinstance(storage, Path) and not storage.is_file():
                 raise SearchError(f"ledger {storage}: no such file; run the study first")
@@ -160,7 +162,7 @@ class Ledger:
             measurement=_stored(attrs["measurement"]) if state == "complete" and "measurement" in attrs else None,
             violations=dict(trial.constraints) if state == "complete" else {},
             reason=attrs.get("reason", "") if state == "failed" else "",
-            attempts=attrs.get("attempts", 0),
+            attempts=_attempts(attrs),
             started=trial.datetime_start,
             finished=trial.datetime_complete,
         )
@@ -206,7 +208,7 @@ class Ledger:
 
     def _prepare(self, trial: optuna.Trial, space: SearchSpace) -> Candidate | TrialRecord:
         attrs = trial.user_attrs
-        attempts = attrs.get("attempts", 0) + 1
+        attempts = _attempts(attrs) + 1
         try:
             if "plan" in attrs:
                 plan = Plan.model_validate_json(attrs["plan"])
@@ -215,9 +217,8 @@ class Ledger:
                 trial.set_user_attr("plan", plan.model_dump_json())
         except AutocompressError as error:
             return self.fail(trial.number, f"{error.kind}: {error}")
-        if "origin" not in attrs:
-            trial.set_user_attr("origin", "sampler")
-        trial.set_user_attr("attempts", attempts)
+        if attempts > 1:
+            trial.set_user_attr("attempts", attempts)
         return Candidate(number=trial.number, plan=plan, attempts=attempts)
 
     # --- telling ------------------------------------------------------------------------------------------------
@@ -273,6 +274,11 @@ class Ledger:
         self._study._storage.set_trial_user_attr(self._frozen()[number]._trial_id, key, value)
 
 
+def _attempts(attrs: Mapping[str, Any]) -> int:
+    """The first attempt is not written down: it begins with the plan."""
+    return int(attrs.get("attempts", 1 if "plan" in attrs else 0))
+
+
 def _stored(text: str) -> Measurement:
     return Measurement.model_validate_json(text)
 
@@ -293,7 +299,7 @@ def _readable(storage: str | Path) -> Iterator[None]:
         yield
     except AutocompressError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - databases raise what they like; it is raised again, named
         shown, message = str(storage), f"{type(error).__name__}: {error}"
         if isinstance(storage, str):
             from sqlalchemy.engine import make_url

@@ -18,7 +18,7 @@ from autocompress.search.settings import SearchSettings
 _FAIR_TRIALS = 5
 
 
-class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
+class LedgerSearcher(Searcher):
     """Hands out candidates of the ledger, and tells it their outcomes.
 
     Tune swallows or wraps what is raised in here, so nothing is: `error` holds it, and no further candidate is handed
@@ -66,7 +66,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
 
     # --- Tune's calls -------------------------------------------------------------------------------------------
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next candidate's request; None while as many as may be are running; FINISHED at the end."""
         if self.error is not None:
             return str(self.FINISHED)
@@ -164,5 +164,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
             first = self._failures[0]
             self.error = SearchError(
                 f"{len(self._failures)} of {self._ended} trials failed, over the limit of "
-                f"{self._settings.max_failures:.0%} (search.max_failures); the first, trial {first.number}: {first.reason}"
+                f"{self._settings.max_failures:.0%} (search.max_failures); the first, trial {first.number}: "
+                f"{first.reason}"
             )

@@ -1,4 +1,4 @@
-"""What runs in a Ray actor. Each actor imports this module when it starts, so it needs neither Optuna nor the ledger."""
+"""What runs in a Ray actor. Each one imports this module when it starts, so it needs neither Optuna nor the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autocompress.errors import WorkerError
 from autocompress.records import EvaluatorReference
 
 
-class CandidateTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+class CandidateTrainable(tune.Trainable):
     """A reused Ray actor that owns one killable process and hands it one candidate after another.
 
     A candidate's failure is a result here, no exception: to Tune every trial succeeds, unless its actor is lost.

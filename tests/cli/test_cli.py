@@ -1,9 +1,13 @@
 import json
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from autocompress import cli
+from autocompress.pipeline import verify
 
 
 def autocompress(*arguments, cwd, timeout=60):
@@ -49,7 +53,7 @@ def test_a_wrong_study_file_ends_with_2_in_under_5_seconds_and_creates_nothing(t
 
 
 def test_validate_does_not_import_the_task(tmp_path):
-    (tmp_path / "mine.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "mine.py").write_text("def task(): ...\nraise SystemExit('imported')\n")
     (tmp_path / "study.yaml").write_text("name: a\ntask: mine.py:task\n")
     done = autocompress("validate", "study.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -89,6 +93,25 @@ def test_pick_refuses_an_unknown_objective_with_2(tmp_path):
     done = autocompress("pick", "digits", "--max", "speed=1", cwd=tmp_path)
     assert done.returncode == 2
     assert "expected OBJECTIVE=VALUE with one of accuracy" in done.stderr
+
+
+def test_pick_refuses_a_bound_that_is_no_number_with_2(tmp_path):
+    done = autocompress("pick", "digits", "--max", "latency_ms=nan", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "expected a finite number" in done.stderr
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("differs", 4), ("holds", 0)])
+def test_a_card_that_does_not_hold_ends_with_4(monkeypatch, capsys, outcome, code):
+    check = verify.Check(name="accuracy (test)", claimed="0.9", found="0.8", outcome=outcome)
+    view = verify.Verification(uri="models:/m/1", checks=(check,))
+    monkeypatch.setattr(verify, "verify_version", lambda uri, output: view)
+    monkeypatch.setattr(sys, "argv", ["autocompress", "verify", "models:/m/1"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert "accuracy (test)" in capsys.readouterr().out
 
 
 def test_an_unknown_option_ends_with_2(tmp_path):

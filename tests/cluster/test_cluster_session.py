@@ -26,7 +26,8 @@ with ray_session(2) as workers:
         pass
     print(inner, ray.is_initialized(), flush=True)
     sys.stdin.readline()
-print(ray.is_initialized(), {k for k in set(before) ^ set(os.environ) if k.startswith(("RAY_AUTH", "TUNE"))}, flush=True)
+changed = {k for k in set(before) ^ set(os.environ) if k.startswith(("RAY_AUTH", "TUNE"))}
+print(ray.is_initialized(), changed, flush=True)
 sys.stdin.readline()
 """
 

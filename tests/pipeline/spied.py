@@ -41,7 +41,7 @@ def network():
     )
 
 
-def spied(shift: float = 0.0) -> Task:
+def spied(shift: float = 0.0, trained: bool = False) -> Task:
     return Task(
         name="spied",
         model=network,
@@ -49,5 +49,6 @@ def spied(shift: float = 0.0) -> Task:
         validation=Spied("validation", 64),
         selection=Spied("selection", 64),
         test=Spied("test", 64),
+        trained=trained,
         recipe=Recipe(epochs=2, learning_rate=0.05, batch_size=32),
     )

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from autocompress.config import Study
-from autocompress.errors import AutocompressError, StudyChangedError
+from autocompress.errors import AutocompressError, MeasurementError, StudyChangedError
 from autocompress.pipeline.evaluate import Evaluator, build_evaluator
-from autocompress.pipeline.finalists import _open_test
+from autocompress.pipeline.finalists import OpenedTest, _open_test
+from autocompress.pipeline.folder import StudyFolder, write_record
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.pipeline.profile import profile
-from autocompress.records import ChannelCut, Fidelity, LayerBits, Plan
+from autocompress.records import ChannelCut, Estimate, Fidelity, LayerBits, Plan
 
 HERE = Path(__file__).resolve().parent
 TASK = f"{HERE / 'spied.py'}:spied"
@@ -72,6 +73,24 @@ def test_another_fidelity_or_role_is_another_evaluation(bench, plan):
     assert not evaluate(plan, Fidelity(epochs=0.3), "selection").cached
 
 
+def test_no_candidate_is_judged_on_the_test_split(bench, plan):
+    with pytest.raises(MeasurementError, match="expected 'validation' or 'selection', got 'test'"):
+        Evaluator(bench)(plan, Fidelity(epochs=0.0), "test")
+
+
+def test_a_latency_of_another_host_never_meets_the_baseline(bench, plan, tmp_path):
+    elsewhere = bench.prepared.baseline.host.model_copy(update={"cpu": "another"})
+    moved = bench.prepared.model_copy(
+        update={"baseline": bench.prepared.baseline.model_copy(update={"host": elsewhere})}
+    )
+    with pytest.raises(MeasurementError, match="latencies of two hosts cannot be compared"):
+        Evaluator(Workbench(bench.study, bench.folder, moved))(plan, Fidelity(epochs=0.0), "validation")
+    folder = copied(bench, tmp_path)
+    (folder / "spied" / "prepared.json").write_text(moved.model_dump_json())
+    with pytest.raises(StudyChangedError, match="host: "):
+        prepare(study_in(folder))
+
+
 def test_a_candidate_s_process_answers_in_json(bench, plan):
     evaluate = build_evaluator(str(bench.folder.root))
     reply = evaluate({"plan": plan.model_dump(), "fidelity": {"epochs": 0.0}, "role": "validation"})
@@ -87,6 +106,13 @@ def test_the_test_split_is_opened_once_for_an_artifact(bench):
     asked.clear()
     assert _open_test(bench, sha256) == first
     assert asked == set()
+
+
+def test_another_test_split_is_refused_once_one_was_opened(bench, tmp_path):
+    folder = StudyFolder(copied(bench, tmp_path) / "spied")
+    write_record(folder.opened, OpenedTest(data_sha256="0" * 64, accuracy={"other": Estimate.exact(0.5)}))
+    with pytest.raises(StudyChangedError, match="the test split has changed since it was opened"):
+        _open_test(Workbench(bench.study, folder, bench.prepared), bench.prepared.baseline.artifact.sha256)
 
 
 def copied(bench, folder):
@@ -105,6 +131,16 @@ def test_changed_data_is_refused_by_role(bench, tmp_path):
     study = study_in(folder, task={"factory": TASK, "arguments": {"shift": 0.1}})
     kept.write_text(study.model_dump_json())  # the settings agree, what they load does not
     with pytest.raises(StudyChangedError, match=r"data \(train\): "):
+        prepare(study)
+
+
+def test_a_trained_model_that_brings_other_weights_is_refused(tmp_path):
+    study = study_in(tmp_path, task={"factory": TASK, "arguments": {"trained": True}})
+    first = prepare(study).prepared
+    assert prepare(study).prepared == first
+    kept = tmp_path / "spied" / "prepared.json"
+    kept.write_text(first.model_copy(update={"model_sha256": "0" * 64}).model_dump_json())
+    with pytest.raises(StudyChangedError, match="weights: 000000000000 -> "):
         prepare(study)
 
 

@@ -1,7 +1,8 @@
-"""A driver to be killed: ``drive_search.py FOLDER TRIALS SECONDS [fault]`` runs or continues a search."""
+"""A driver to be killed: ``drive_search.py FOLDER TRIALS SECONDS [FAULTS]`` runs or continues a search."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,17 +19,17 @@ from autocompress.search.samplers import Random  # noqa: E402
 from autocompress.search.settings import SearchSettings  # noqa: E402
 
 
-def main(folder: Path, trials: int, seconds: float) -> None:
+def main(folder: Path, trials: int, seconds: float, faults: str = "{}") -> None:
     ledger = Ledger.open(folder / "journal.log", "toy", ["accuracy", "latency_ms"])
 
     def told(trial: TrialRecord) -> None:
-        print(trial.number, trial.state, flush=True)
+        print(trial.number, trial.state, trial.reason, flush=True)
 
     evaluator = EvaluatorReference(
         factory=f"{here / 'toy_evaluator.py'}:build",
-        arguments={"journal": str(folder / "evaluations"), "seconds": seconds},
+        arguments={"journal": str(folder / "evaluations"), "seconds": seconds, "faults": json.loads(faults)},
     )
-    settings = SearchSettings(trials=trials, folder=folder, workers=2, sampler=Random())
+    settings = SearchSettings(trials=trials, folder=folder, workers=2, sampler=Random(), memory_gb=64)
     try:
         search(ToySpace(), evaluator, settings, ledger, told)
     except AutocompressError as error:
@@ -38,4 +39,4 @@ def main(folder: Path, trials: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])

@@ -22,13 +22,13 @@ TRIALS = 8
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-def start(folder: Path, seconds: float = 0.5) -> subprocess.Popen[str]:
+def start(folder: Path, seconds: float = 0.5, faults: str = "{}", **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), str(TRIALS), str(seconds)],
+        [sys.executable, str(SCRIPT), str(folder), str(TRIALS), str(seconds), faults],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 
@@ -111,3 +111,24 @@ def test_signal_stops_at_once_and_the_same_command_finishes(tmp_path: Path, numb
     output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, output
     assert [t.state for t in trials_of(tmp_path)] == ["complete"] * TRIALS
+
+
+def test_a_trial_that_rays_own_memory_monitor_kills_is_failed_and_not_run_again(tmp_path: Path) -> None:
+    memory = psutil.virtual_memory()
+    used = (memory.total - memory.available) / memory.total
+    allowed = used + 2 * 2**30 / memory.total
+    if allowed > 0.9:
+        pytest.skip("too little memory is free")
+    driver = start(
+        tmp_path,
+        faults=json.dumps({"32": "memory"}),
+        RAY_memory_monitor_refresh_ms="100",
+        RAY_memory_usage_threshold=f"{allowed:.3f}",
+    )
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    trials = trials_of(tmp_path)
+    assert trials[1].reason.startswith("oom: "), trials[1].reason
+    assert "low on memory" in trials[1].reason
+    assert trials[1].attempts == 1
+    assert [t.state for t in trials] == ["complete", "failed"] + ["complete"] * (TRIALS - 2)

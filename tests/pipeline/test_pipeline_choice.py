@@ -1,0 +1,96 @@
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress.config import Study
+from autocompress.errors import NoCandidateError, SearchError
+from autocompress.pipeline import finalists, views
+from autocompress.pipeline.folder import StudyFolder, write_bytes, write_record
+from autocompress.pipeline.publish import Registered
+from autocompress.pipeline.search import load_trials, search_front
+from autocompress.records import (
+    Artifact,
+    ChannelCut,
+    Estimate,
+    Fidelity,
+    Host,
+    LatencyReading,
+    Measurement,
+    Plan,
+    TrialRecord,
+)
+
+HOST = Host(cpu="c", cores=2, flags=(), memory_gb=8, system="s", runtime="r", threads=1)
+
+
+def study_in(folder, **changes):
+    return Study(**{"name": "s", "task": {"factory": "autocompress.tasks.digits:digits"}, "output": folder, **changes})
+
+
+def trial(number, accuracy=0.9, latency=1.0, *, noisy=False, feasible=True):
+    plan = Plan(cuts=(ChannelCut(group="g", keep=8 * (number + 1), criterion="magnitude"),))
+    reading = LatencyReading(
+        latency_ms=Estimate.exact(latency), ratio=Estimate.exact(latency), baseline_ms=1.0, p90_ms=1.0, p99_ms=1.0,
+        rounds=20, batch_size=1, threads=1, load=0.0, noisy=noisy,
+    )  # fmt: skip
+    values = {"accuracy": accuracy, "latency_ms": latency, "size_bytes": 10.0, "macs": 1.0, "parameters": 1.0}
+    measurement = Measurement(
+        plan_key=plan.key, fidelity=Fidelity(epochs=1.0), role="validation", latency=reading, host=HOST, agreement=0.0,
+        values={name: Estimate.exact(value) for name, value in values.items()},
+        artifact=Artifact(sha256=f"{number}", size_bytes=10, macs=1, parameters=1, layers=()),
+    )  # fmt: skip
+    return TrialRecord(
+        number=number, state="complete", plan=plan, measurement=measurement, violations={"b": 0.0 if feasible else 1.0}
+    )
+
+
+def chosen(folder, trials, count=2, **changes):
+    bench = SimpleNamespace(study=study_in(folder, finalists={"count": count}, **changes))
+    return [t.number for t in finalists._choose(bench, trials)]
+
+
+def test_a_noisy_latency_takes_no_finalist_s_place_and_only_fills_up(tmp_path):
+    trials = [trial(0, 0.9, 1.0), trial(1, 0.8, 0.5), trial(2, 0.95, 0.001, noisy=True)]
+    assert sorted(chosen(tmp_path, trials)) == [0, 1]
+    assert chosen(tmp_path, trials, count=3)[-1] == 2
+    assert chosen(tmp_path, trials[2:]) == [2]
+
+
+def test_noise_does_not_matter_where_latency_is_no_objective(tmp_path):
+    trials = [trial(0, 0.9), trial(1, 0.95, noisy=True)]
+    assert chosen(tmp_path, trials, count=1, objectives=["accuracy"]) == [1]
+
+
+def test_without_a_complete_trial_the_first_cause_is_named(tmp_path):
+    failed = TrialRecord(number=0, state="failed", reason="export: no way")
+    with pytest.raises(SearchError, match="all 1 trials of study 's' failed; the first: export: no way"):
+        chosen(tmp_path, [failed])
+    with pytest.raises(NoCandidateError):
+        chosen(tmp_path, [failed, trial(1, feasible=False)])
+
+
+@pytest.mark.parametrize("objectives", [("latency_ms", "accuracy"), ("accuracy", "size_bytes", "latency_ms")])
+def test_the_search_s_front_is_fastest_first_whatever_the_order_of_objectives(objectives):
+    front = search_front((trial(0, 0.9, 1.0), trial(1, 0.8, 0.5), trial(2, 0.95, 2.0)), objectives)
+    assert [t.number for t in front] == [1, 0, 2]
+
+
+def test_a_study_is_finished_once_the_front_of_all_its_trials_is_registered(tmp_path, monkeypatch):
+    study = study_in(tmp_path, search={"trials": 2})
+    folder = StudyFolder(study.folder)
+    write_bytes(folder.study, study.model_dump_json().encode())
+    monkeypatch.setattr(views, "load_trials", lambda study: (trial(0), trial(1)))
+    monkeypatch.setattr(
+        views, "study_front", lambda study: views.FrontView(study="s", stage="none", objectives=(), rows=())
+    )
+    for registered, state in ((None, "stopped"), (1, "stopped"), (2, "finished")):
+        if registered is not None:
+            write_record(folder.registered, Registered(trials=registered))
+        assert views.study_status(study).state == state
+
+
+def test_a_study_in_a_database_has_no_trials_before_its_search_has_begun(tmp_path):
+    database = tmp_path / "ledger.db"
+    study = study_in(tmp_path, search={"storage": f"sqlite:///{database}"})
+    assert load_trials(study) == ()
+    assert not database.exists()

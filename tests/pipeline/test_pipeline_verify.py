@@ -1,0 +1,69 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autocompress.config import Study
+from autocompress.pipeline.evaluate import Evaluator
+from autocompress.pipeline.finalists import Finals, _open_test
+from autocompress.pipeline.identity import dataset_digest
+from autocompress.pipeline.prepare import judge, prepare
+from autocompress.pipeline.publish import publish
+from autocompress.pipeline.verify import LATENCY_TOLERANCE, agree, verify_version
+from autocompress.records import Estimate, Fidelity, Finalist, LatencyReading, LayerBits, Measurement, Plan
+
+TASK = f"{Path(__file__).resolve().parent / 'spied.py'}:spied"
+
+
+def reading(ratio: float, half: float = 0.001) -> LatencyReading:
+    estimate = Estimate(value=ratio, low=ratio - half, high=ratio + half)
+    return LatencyReading(
+        latency_ms=estimate, ratio=estimate, baseline_ms=1.0, p90_ms=1.0, p99_ms=1.0, rounds=20, batch_size=1,
+        threads=1, load=0.0,
+    )  # fmt: skip
+
+
+def test_readings_agree_within_the_tolerance_or_where_intervals_meet():
+    assert agree(reading(0.30), reading(0.30 * (1 + LATENCY_TOLERANCE / 2)))
+    assert agree(reading(0.30, half=0.1), reading(0.45, half=0.1))
+    assert not agree(reading(0.30), reading(0.40))
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_true_card_holds_and_a_false_one_is_found_out(tmp_path):
+    bench = prepare(Study(name="spied", task={"factory": TASK}, output=tmp_path))
+    plan = Plan(bits=tuple(LayerBits(layer=n, bits=8) for n in sorted(x.name for x in bench.prepared.structure.layers)))
+    evaluate = Evaluator(bench)
+    search = evaluate(plan, Fidelity(epochs=0.25), "validation")
+    final = evaluate(plan, Fidelity(epochs=0.5, rung=-1), "selection")
+    baseline = bench.prepared.baseline
+    dense = judge(bench.dense_session, bench.task, "selection", 0)
+
+    def finals(measured: Measurement) -> Finals:
+        test = _open_test(bench, measured.artifact.sha256)
+        return Finals(
+            key="k",
+            finalists=(Finalist(number=1, plan=plan, search=search, final=measured, test=test, on_front=True),),
+            baseline=baseline.model_copy(update={"accuracy": {**baseline.accuracy, "selection": dense, "test": test}}),
+            data_sha256={**bench.prepared.data_sha256, **digests(bench)},
+            code_sha256="c",
+        )
+
+    registered = publish(bench, (), finals(final))
+    assert len(registered.versions) == 1
+    view = verify_version(registered.versions[0].uri, output=tmp_path)
+    assert view.holds, [c for c in view.checks if c.outcome == "differs"]
+    assert {c.name for c in view.checks} >= {"sha256", "size_bytes", "macs", "accuracy (test)", "latency"}
+
+    # Another study of the same bytes, whose card claims an accuracy that the bytes do not show.
+    better = {**final.values, "accuracy": Estimate(value=0.123, low=0.1, high=0.2)}
+    bench = replace(bench, study=bench.study.model_copy(update={"name": "liar"}))
+    registered = publish(bench, (), finals(final.model_copy(update={"values": better})))
+    view = verify_version(registered.versions[0].uri, output=tmp_path)
+    assert not view.holds
+    assert [c.name for c in view.checks if c.outcome == "differs"] == ["accuracy (selection)"]
+
+
+def digests(bench):
+    return {role: dataset_digest(getattr(bench.task, role)) for role in ("selection", "test")}
