@@ -294,7 +294,10 @@ def find_study(reference: str, overrides: Sequence[str] = ()) -> Study:
     outputs = [value for key, _, value in (text.partition("=") for text in overrides) if key.strip() == "output"]
     earlier = Path(outputs[-1] if outputs else OUTPUT) / reference / "study.json"
     if _NAME.fullmatch(reference) and earlier.is_file():
-        return _build(_read_kept(earlier), overrides, Path.cwd())
+        document = _read_kept(earlier)
+        # Where it was found, not where it was made: a folder may be moved or copied.
+        document.data["output"] = str(earlier.parent.parent.absolute())
+        return _build(document, overrides, Path.cwd())
     try:
         return Study.from_packaged(reference, overrides)
     except ConfigError as error:

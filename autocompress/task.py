@@ -74,7 +74,7 @@ class Task:
 
     Attributes:
         name: letters, digits, ``-`` and ``_``.
-        model: builds a fresh module; called once per process. Trained weights may already be in it (`trained`).
+        model: builds a fresh module; may be called several times. Trained weights may already be in it (`trained`).
         train, validation, selection, test: map-style datasets of ``(input tensor, target)``. A dataset may also
             offer ``batch(indices: Tensor) -> (inputs, targets)``, which is used instead of item by item.
         loss: ``(outputs, targets) -> scalar tensor``; cross entropy by default.

@@ -174,6 +174,9 @@ def verify(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where studies are kept, for the default store.")] = Path(
         "autocompress-runs"
     ),
+    task: Annotated[
+        str | None, typer.Option(metavar="FACTORY", help="Trust this task function, if it is the card's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute, from the registered bytes alone, what a version's card claims. Exit code 4 if it does not hold.
@@ -183,7 +186,7 @@ def verify(
     from autocompress.cli.printing import print_verification
     from autocompress.pipeline.verify import verify_version
 
-    view = verify_version(model_uri, output=output)
+    view = verify_version(model_uri, output=output, trusted=task)
     if as_json:
         _print_json(view.model_dump(mode="json"))
     else:

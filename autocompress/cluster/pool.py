@@ -85,6 +85,8 @@ def run_jobs(
                         continue
                     outcomes[index] = value if kind == "ok" else failure(kind, value)
                     on_result(index, outcomes[index])
+            if stop:  # came with the last result: what follows must not go on as if nothing had been asked
+                raise stop.error(f"after all {len(requests)} finalists")
         finally:
             for actor in [*idle, *(a for _, _, a in running.values())]:
                 with contextlib.suppress(RayError):

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +122,17 @@ class StudyFolder:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "driver.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StudyLockedError(
-                    f"study folder {self.root}: another process is running this study; wait for it or stop it"
-                ) from None
+            for patience in range(9, -1, -1):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    # `is_driven` holds the lock for a moment too.
+                    if patience == 0:
+                        raise StudyLockedError(
+                            f"study folder {self.root}: another process is running this study; wait for it or stop it"
+                        ) from None
+                    time.sleep(0.1)
             yield
 
     def is_driven(self) -> bool:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from autocompress.compress.artifact import describe
+from autocompress.config import Study
 from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import measure
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import accuracy, predict
 from autocompress.measure.target import Target
+from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.identity import dataset_digest
 from autocompress.pipeline.prepare import latency_inputs
 from autocompress.records import Estimate, LatencyReading, Record, Role
@@ -25,6 +27,9 @@ Outcome = Literal["holds", "differs", "not comparable"]
 #: Latency is measured again, not replayed: two readings on one host agree if their ratios to the dense baseline
 #: differ by less than this share, or their intervals overlap.
 LATENCY_TOLERANCE = 0.15
+
+#: Task functions that ship with autocompress, by their full names: a prefix would let other names of a module through.
+OWN_TASKS = frozenset({"autocompress.tasks.digits:digits", "autocompress.tasks.images:images"})
 
 
 class Check(Record):
@@ -54,8 +59,11 @@ class Verification(Record):
         return all(c.outcome != "differs" for c in self.checks)
 
 
-def verify_version(uri: str, *, output: Path) -> Verification:
+def verify_version(uri: str, *, output: Path, trusted: str | None = None) -> Verification:
     """Fetch a version and check each claim of its card on this machine.
+
+    The card names a function that brings the data. Whoever can write to the registry chose that name, so it is called
+    only if it is one of autocompress' own, the one of the study of that name in `output`, or `trusted`.
 
     Bytes, size, layers, multiply-adds and parameters are recounted; accuracy is measured again on the data with the
     hashes on the card; latency is measured again beside the dense baseline where this host is the card's.
@@ -68,11 +76,27 @@ def verify_version(uri: str, *, output: Path) -> Verification:
     model, card = store.fetch(uri)
     target = OnnxRuntimeCpu(threads=card.origin.target.threads, batch_size=card.origin.target.batch_size).build()
     checks = _bytes(model, card)
-    task = load_task(card.origin.task.factory, card.origin.task.arguments)
+    factory = card.origin.task.factory
+    # The study's name comes from the card too, and must not lead out of the output folder.
+    if factory != trusted and not _is_known(factory, output / Path(card.origin.lineage.study).name):
+        why = f"not run: {factory} is no function of autocompress or of a study in {output}; --task {factory} trusts it"
+        unknown = [
+            Check(name=name, claimed="measured with the task's data", found=why, outcome="not comparable")
+            for name in ("accuracy (selection)", "accuracy (test)", "latency")
+        ]
+        return Verification(uri=uri, checks=(*checks, *unknown))
+    task = load_task(factory, card.origin.task.arguments)
     for role, claimed in (("selection", card.final.values["accuracy"]), ("test", card.test)):
         checks += _quality(model, card, target, task, role, claimed)  # type: ignore[arg-type]
     checks.append(_latency(uri, model, card, target, task, store))
     return Verification(uri=uri, checks=tuple(checks))
+
+
+def _is_known(factory: str, folder: Path) -> bool:
+    if factory in OWN_TASKS:
+        return True
+    kept = StudyFolder(folder).study
+    return kept.is_file() and Study.model_validate_json(kept.read_bytes()).task.factory == factory
 
 
 def _equal(name: str, claimed: object, found: object) -> Check:

@@ -16,7 +16,7 @@ from autocompress.pipeline.publish import Registered
 from autocompress.pipeline.search import load_trials, search_front, search_state
 from autocompress.records import Baseline, Estimate, Measurement, Plan, Record, Structure, TrialRecord
 from autocompress.registry.store import Store
-from autocompress.registry.tags import estimates, test_accuracy, values
+from autocompress.registry.tags import HOST, estimates, is_noisy, test_accuracy, values
 from autocompress.space.words import plan_words
 
 
@@ -177,7 +177,12 @@ def pick_version(
         raise RegistryError(
             f"model {model!r} has no version with measured values; register one with 'autocompress run'"
         )
-    points = [Point(id=number, values=values(v)) for number, v in versions.items()]
+    # Latencies of unlike hosts do not compare: the host of the newest version is the one that is asked about. A noisy
+    # latency ranks only where there is no other.
+    newest = max(versions.values(), key=lambda v: v.version)
+    here = {k: v for k, v in versions.items() if v.tags.get(HOST) == newest.tags.get(HOST)}
+    quiet = {k: v for k, v in here.items() if not is_noisy(v)} or here
+    points = [Point(id=number, values=values(v)) for number, v in quiet.items()]
     chosen = versions[pick(points, minimum=minimum, maximum=maximum, prefer=prefer).id]
     folder = store.download(chosen.uri, download) if download is not None else None
     return PickView(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from autocompress.errors import RegistryError, VerificationError
 from autocompress.front.selection import Alias
 from autocompress.records import Finalist, Lineage, TrialRecord, Version
-from autocompress.registry.address import ModelUri, check_model_name
+from autocompress.registry.address import ModelUri, check_model_name, sqlite_file
 from autocompress.registry.baseline import keep_dense, read_dense
 from autocompress.registry.card import EvidenceCard
 from autocompress.registry.connection import Connection, all_pages
@@ -276,6 +276,9 @@ class Store:
         return folder / MODEL_FILE
 
     def _aliases(self, model: str) -> dict[str, int]:
+        file = sqlite_file(self._connection.uri)
+        if file is not None and not file.exists():  # a question must not create the store
+            raise RegistryError(f"no model {model!r}: {self.address} does not exist yet; 'autocompress run' makes it")
         with self._connection.guard(f"looking up {model!r}") as client:
             from mlflow.exceptions import MlflowException
 

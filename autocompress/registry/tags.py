@@ -24,6 +24,7 @@ TRIAL = PREFIX + "trial"
 PLAN = PREFIX + "plan"
 SHA256 = PREFIX + "sha256"
 CARD_SHA256 = PREFIX + "card_sha256"
+HOST = PREFIX + "host"
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 
@@ -63,7 +64,7 @@ def version_tags(card: EvidenceCard, key: str, card_sha256: str) -> dict[str, st
         PREFIX + "plan_key": card.plan.key,
         SHA256: card.artifact.sha256,
         CARD_SHA256: card_sha256,
-        PREFIX + "host": final.host.key,
+        HOST: final.host.key,
         PREFIX + "runtime": final.host.runtime,
         PREFIX + "target": card.origin.target.kind,
         PREFIX + "task": lineage.task,

@@ -105,7 +105,7 @@ def test_pick_refuses_a_bound_that_is_no_number_with_2(tmp_path):
 def test_a_card_that_does_not_hold_ends_with_4(monkeypatch, capsys, outcome, code):
     check = verify.Check(name="accuracy (test)", claimed="0.9", found="0.8", outcome=outcome)
     view = verify.Verification(uri="models:/m/1", checks=(check,))
-    monkeypatch.setattr(verify, "verify_version", lambda uri, output: view)
+    monkeypatch.setattr(verify, "verify_version", lambda uri, output, trusted: view)
     monkeypatch.setattr(sys, "argv", ["autocompress", "verify", "models:/m/1"])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,5 @@
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 
@@ -49,19 +50,22 @@ def test_a_damaged_record_is_refused_by_name(tmp_path):
         read_record(tmp_path / "r.json", Fidelity)
 
 
-def _hold(root, held, done):
-    with StudyFolder(root).driving():
-        held.set()
-        done.wait(20)
+HOLD = """
+import sys
+from pathlib import Path
+from autocompress.pipeline.folder import StudyFolder
+with StudyFolder(Path(sys.argv[1])).driving():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    first = context.Process(target=_hold, args=(tmp_path, held, done))
-    first.start()
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
-        assert held.wait(20)
+        assert first.stdout.readline() == "held\n"
         assert StudyFolder(tmp_path).is_driven()
         with (
             pytest.raises(StudyLockedError, match="another process is running this study"),
@@ -69,10 +73,10 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
         ):
             pass
         first.kill()  # the kernel lets go of a killed driver's lock
-        first.join(20)
+        first.wait(20)
         with StudyFolder(tmp_path).driving():
             assert StudyFolder(tmp_path).is_driven()
         assert not StudyFolder(tmp_path).is_driven()
     finally:
-        done.set()
-        first.join(20)
+        first.kill()
+        first.communicate()
