@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
+from autocompress.cluster.reaper import guard_children
 from autocompress.config import Study, load_study
 from autocompress.errors import AutocompressError, InterruptedStudyError
 from autocompress.pipeline.progress import Reporter, SearchState, Silent, Together, reporter, reporting_to
@@ -124,7 +125,7 @@ def compress(study: Study | str) -> Any:
                 stage(run)
             return run.outcome()
     except InterruptedStudyError as error:
-        return Cancelled(message=str(error), data=error)
+        return Cancelled(message=str(error))
 
 
 def run(study: Study, listener: Reporter | None = None) -> Outcome:
@@ -142,9 +143,12 @@ def run(study: Study, listener: Reporter | None = None) -> Outcome:
     Raises:
         AutocompressError: what went wrong, as its own class; `InterruptedStudyError` if the user stopped it.
     """
+    guard_children()
     with reporting_to(listener or Silent()):
         state = cast("State[Any]", compress(study, return_state=True))
-    result = state.data if state.is_cancelled() else state.result(raise_on_failure=False)
+    if state.is_cancelled():
+        raise InterruptedStudyError(state.message or f"study {study.name!r} was stopped")
+    result = state.result(raise_on_failure=False)
     if isinstance(result, Outcome) and state.is_completed():
         return result
     if isinstance(result, BaseException):

@@ -112,6 +112,7 @@ def _run(module: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, int]]:
         raise TaskError(
             f"{type(module).__name__} does not run on an input of shape {tuple(inputs.shape)}: "
             f"{type(error).__name__}: {error}"
+            + ("; it must take any batch size: look for one in a view or reshape" if len(inputs) > 1 else "")
         ) from error
     finally:
         for handle in handles:
