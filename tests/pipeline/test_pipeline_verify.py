@@ -56,11 +56,15 @@ def test_a_true_card_holds_and_a_false_one_is_found_out(tmp_path):
     assert view.holds, [c for c in view.checks if c.outcome == "differs"]
     assert {c.name for c in view.checks} >= {"sha256", "size_bytes", "macs", "accuracy (test)", "latency"}
 
-    # Another study of the same bytes, whose card claims an accuracy that the bytes do not show.
+    # Another study of the same bytes, whose card claims an accuracy that the bytes do not show. Nothing of it is kept
+    # here, so its task is run only on request.
     better = {**final.values, "accuracy": Estimate(value=0.123, low=0.1, high=0.2)}
     bench = replace(bench, study=bench.study.model_copy(update={"name": "liar"}))
     registered = publish(bench, (), finals(final.model_copy(update={"values": better})))
-    view = verify_version(registered.versions[0].uri, output=tmp_path)
+    unknown = verify_version(registered.versions[0].uri, output=tmp_path)
+    assert {c.outcome for c in unknown.checks if "accuracy" in c.name} == {"not comparable"}
+    assert all(f"--task {TASK} trusts it" in c.found for c in unknown.checks if "accuracy" in c.name)
+    view = verify_version(registered.versions[0].uri, output=tmp_path, trusted=TASK)
     assert not view.holds
     assert [c.name for c in view.checks if c.outcome == "differs"] == ["accuracy (selection)"]
 

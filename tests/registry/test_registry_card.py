@@ -52,7 +52,7 @@ def test_each_role_has_one_split(origin: Origin) -> None:
 def test_a_stranger_finds_every_fact_on_the_page(card: EvidenceCard) -> None:
     page = card.to_markdown()
     for fact in (
-        "# digits: 1 group cut (taylor); 1 layer at 8 bits",
+        "# digits: 1 group cut, 1 layer int8",
         card.artifact.sha256,
         "onnxruntime 1.31.1",
         "| accuracy, selection split | 91.10% [89.10, 93.10] | 95.00% [93.00, 97.00] | -3.90 points |",

@@ -57,7 +57,7 @@ def test_tags_give_the_very_floats_that_were_measured(
     assert values(version) == {name: e.value for name, e in final.values.items()}
     assert accuracy_on_test(version) == 0.91
     assert not is_noisy(version)
-    assert version.tags["autocompress.plan"] == "1 group cut (taylor); 1 layer at 8 bits"
+    assert version.tags["autocompress.plan"] == "1 group cut, 1 layer int8"
     assert version.tags["autocompress.study"] == "digits"
     assert version.tags["autocompress.host"] == final.host.key
 

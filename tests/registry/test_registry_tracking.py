@@ -54,7 +54,7 @@ def test_a_trial_becomes_a_child_run_with_what_it_was(store: Store, lineage: Lin
     assert good.data.metrics["latency_ms"] == made[3].measurement.values["latency_ms"].value  # type: ignore[union-attr]
     assert good.data.metrics["accuracy.low"] == made[3].measurement.values["accuracy"].low  # type: ignore[union-attr]
     assert good.info.end_time - good.info.start_time == 2000
-    assert good.data.tags["autocompress.plan"] == "1 group cut (taylor); 1 layer at 8 bits"
+    assert good.data.tags["autocompress.plan"] == "1 group cut, 1 layer int8"
     assert bad.info.status == "FAILED"
     assert bad.data.tags["autocompress.reason"] == "worker: died: signal 9"
     assert bad.data.metrics == {}
