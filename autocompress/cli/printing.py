@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -94,6 +97,15 @@ def _side(estimate: Estimate) -> float:
     return max(estimate.high - estimate.value, estimate.value - estimate.low)
 
 
+def command() -> str:
+    """How this installation's command is called from here: by name where the shell finds it, else by its path."""
+    own = Path(sys.executable).with_name("autocompress")
+    found = shutil.which("autocompress")
+    if not own.is_file() or (found is not None and Path(found).samefile(own)):
+        return "autocompress"
+    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
+
+
 def print_outcome(outcome: Outcome) -> None:
     """The end of a run: the front, where everything is, what to try next."""
     out = console()
@@ -107,7 +119,7 @@ def print_outcome(outcome: Outcome) -> None:
     out.print(f"report    {escape(outcome.page)}", soft_wrap=True)
     out.print(f"registry  model {escape(model)}, versions {numbers}, in {escape(outcome.tracking)}", soft_wrap=True)
     out.print(f"time      {duration(sum(outcome.seconds.values()))}: {parts}", soft_wrap=True)
-    out.print(f"next      autocompress pick {escape(model)} --prefer fastest --download picked", soft_wrap=True)
+    out.print(f"next      {escape(command())} pick {escape(model)} --prefer fastest --download picked", soft_wrap=True)
 
 
 def print_front(view: FrontView) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from autocompress.cli.printing import front_table
+from autocompress.cli.printing import command, front_table
 from autocompress.pipeline.views import FrontRow, FrontView
 from autocompress.records import Estimate, Plan
 
@@ -76,3 +78,16 @@ def test_hashes_are_whole_and_on_request() -> None:
 
 def test_names_with_brackets_stay_as_they_are() -> None:
     assert "[bold]x[/bold] v1" in rendered(view(row(1, uri="models:/[bold]x[/bold]/1")), 160)
+
+
+def test_the_next_command_can_be_called_as_it_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = tmp_path / ".venv" / "bin" / "autocompress"
+    own.parent.mkdir(parents=True)
+    own.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(own.with_name("python")))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command() == str(own)
+    monkeypatch.chdir(tmp_path)
+    assert command() == ".venv/bin/autocompress"
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert command() == "autocompress"
