@@ -112,10 +112,12 @@ def trace(trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequenc
 
 
 def counts(trial: TrialRecord, objectives: Sequence[str]) -> bool:
-    """Whether a trial's values may enter a front: complete, feasible, and no noisy latency among its objectives."""
+    """Whether a trial's values may enter a front: complete, feasible, no noisy latency that matters."""
     if not trial.feasible or trial.measurement is None:
         return False
-    return not (trial.measurement.latency.noisy and "latency_ms" in objectives)
+    # A constraint's name begins with its objective: a noisy latency must not decide what is feasible either.
+    matters = "latency_ms" in objectives or any(name.startswith("latency_ms") for name in trial.violations)
+    return not (trial.measurement.latency.noisy and matters)
 
 
 def _normalised(

@@ -170,6 +170,8 @@ def test_noise_of_latency_does_not_matter_where_latency_is_no_objective() -> Non
     noisy = trial(0, 0.9, 1.0, start=0, end=1, noisy=True)
     assert not counts(noisy, PAIR)
     assert counts(noisy, ("accuracy",))
+    bounded = noisy.model_copy(update={"violations": {"latency_ms<=2.0": -1.0}})
+    assert not counts(bounded, ("accuracy",))
 
 
 def test_trace_leaves_out_the_pause_between_an_interruption_and_its_resumption() -> None:
