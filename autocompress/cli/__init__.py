@@ -31,6 +31,9 @@ StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study fil
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the study file.")
 ]
+OutputOption = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="Where studies are kept, for the default store.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -142,9 +145,7 @@ def pick(
         Literal["fastest", "knee", "smallest", "accurate"], typer.Option(help="Which of those that qualify.")
     ] = "knee",
     download: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model and its card here.")] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where studies are kept, for the default store.")] = Path(
-        "autocompress-runs"
-    ),
+    output: OutputOption = Path("autocompress-runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Pick one registered version by constraint.
@@ -171,9 +172,7 @@ def pick(
 @app.command()
 def verify(
     model_uri: Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where studies are kept, for the default store.")] = Path(
-        "autocompress-runs"
-    ),
+    output: OutputOption = Path("autocompress-runs"),
     task: Annotated[
         str | None, typer.Option(metavar="FACTORY", help="Trust this task function, if it is the card's.")
     ] = None,
