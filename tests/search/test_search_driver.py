@@ -122,7 +122,8 @@ def test_a_trial_that_rays_own_memory_monitor_kills_is_failed_and_not_run_again(
     driver = start(
         tmp_path,
         faults=json.dumps({"32": "memory"}),
-        RAY_memory_monitor_refresh_ms="100",
+        # Long enough for what was killed to give its memory back: else Ray takes the next trial for it as well.
+        RAY_memory_monitor_refresh_ms="1500",
         RAY_memory_usage_threshold=f"{allowed:.3f}",
     )
     output, _ = driver.communicate(timeout=120)
