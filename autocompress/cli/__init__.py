@@ -46,11 +46,13 @@ def main() -> None:
     except AutocompressError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command continues the study", InterruptedStudyError.exit_code)
+        code = InterruptedStudyError.exit_code
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
             _fail(f"{error.format_message()}\nTry: autocompress --help", ConfigError.exit_code)
         raise
+    if code == InterruptedStudyError.exit_code:  # typer makes this code of a KeyboardInterrupt, without a word
+        _fail("interrupted; the same command continues the study", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

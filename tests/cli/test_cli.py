@@ -134,3 +134,18 @@ def test_doctor_prints_one_json_document(tmp_path):
     document = json.loads(done.stdout)
     assert document["healthy"] is True
     assert {r["name"] for r in document["runtimes"]} >= {"onnxruntime", "torch"}
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_search_ends_with_130_and_a_word(tmp_path, number):
+    (tmp_path / "study.yaml").write_text(f"name: a\n{DIGITS}")
+    command = [sys.executable, "-m", "autocompress.cli", "run", "study.yaml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    told = [next(line for line in process.stderr if line.startswith("prepare"))]
+    process.send_signal(number)
+    told += process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130, told
+    assert "autocompress: interrupted; the same command continues the study" in told
+    assert not (tmp_path / "autocompress-runs" / "a" / "registered.json").exists()
