@@ -229,15 +229,26 @@ def test_volumes_are_trained_too() -> None:
 
 
 def test_only_the_training_split_is_read() -> None:
-    class Sealed(TensorDataset):
-        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-            raise AssertionError("another split was read")
+    asked: list[str] = []
 
-    sealed = Sealed(torch.zeros(3, 1, 8, 8), torch.zeros(3))
-    task = toy(validation=sealed, selection=sealed, test=sealed, recipe=Recipe(epochs=1, batch_size=32))
+    class Spied(TensorDataset):
+        role = ""
+
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            asked.append(self.role)
+            return super().__getitem__(index)
+
+    def spied(role: str) -> Spied:
+        data = Spied(torch.rand(64, 1, 8, 8), torch.arange(64) % 2)
+        data.role = role
+        return data
+
+    splits = {role: spied(role) for role in ("train", "validation", "selection", "test")}
+    task = toy(**splits, recipe=Recipe(epochs=1, batch_size=32))
     module = train_base(task, task.build(), seed=0)
     collect_statistics(module, task, batches=1, seed=0)
     recalibrate_bn(recover(module, module, task, epochs=1, seed=0), task)
+    assert set(asked) == {"train"}
 
 
 def test_statistics_are_the_mean_gradient_in_evaluation_mode(tmp_path: Path) -> None:
