@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.errors import TaskError
+from autocompress.inputs import Inputs, apply, stack
 from autocompress.references import load_object
 
 if TYPE_CHECKING:
@@ -75,9 +76,11 @@ class Task:
     Attributes:
         name: letters, digits, ``-`` and ``_``.
         model: builds a fresh module; may be called several times. Trained weights may already be in it (`trained`).
-        train, validation, selection, test: map-style datasets of ``(input tensor, target)``. A dataset may also
-            offer ``batch(indices: Tensor) -> (inputs, targets)``, which is used instead of item by item.
-        loss: ``(outputs, targets) -> scalar tensor``; cross entropy by default.
+        train, validation, selection, test: map-style datasets of ``(input, target)``; the input is a tensor, a tuple
+            of tensors (positional arguments of the module) or a dict of tensors (keyword arguments). A dataset may
+            also offer ``batch(indices: Tensor) -> (inputs, targets)``, which is used instead of item by item.
+        loss: ``(outputs, targets) -> scalar tensor``; cross entropy by default. `outputs` is the first tensor that
+            the module returns.
         metric: ``(outputs (n, ...), targets (n, ...)) -> value in [0, 1]``, larger is better; top-1 by default.
         trained: the module comes with trained weights, and is not trained again.
         recipe: how to train it otherwise.
@@ -124,11 +127,11 @@ class Task:
             )
         return module
 
-    def example_input(self) -> Tensor:
-        """One training input with a batch axis, shape (1, ...)."""
+    def example_input(self) -> Inputs:
+        """One training input with a batch axis, tensors of shape (1, ...)."""
         with fixed_randomness(0):
-            first: Tensor = plain(self.train)[0][0]
-        return first.unsqueeze(0)
+            first: Inputs = plain(self.train)[0][0]
+        return apply(lambda tensor: tensor.unsqueeze(0), first)
 
 
 def load_task(reference: str, arguments: Mapping[str, Any] | None = None) -> Task:
@@ -186,7 +189,7 @@ def fixed_randomness(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def fetch(dataset: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
+def fetch(dataset: Dataset[Any], indices: Tensor) -> tuple[Inputs, Tensor]:
     """The examples at `indices` as one batch.
 
     Args:
@@ -194,11 +197,11 @@ def fetch(dataset: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
         indices: shape (n,), integers.
 
     Returns:
-        Inputs of shape (n, ...) and targets of shape (n, ...).
+        Inputs, tensors of shape (n, ...), and targets of shape (n, ...).
     """
     batch = getattr(dataset, "batch", None)
     if batch is not None:
         inputs, targets = batch(indices)
         return inputs, targets
     items = [dataset[int(i)] for i in indices]
-    return torch.stack([x for x, _ in items]), torch.stack([torch.as_tensor(y) for _, y in items])
+    return stack([x for x, _ in items]), torch.stack([torch.as_tensor(y) for _, y in items])

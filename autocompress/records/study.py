@@ -1,0 +1,138 @@
+"""The study's own records: constraints, trials, finalists, versions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from autocompress.records.base import Estimate, Record
+from autocompress.records.plan import Plan
+from autocompress.records.results import Artifact, Host, Measurement, ObjectiveName
+
+
+class Bound(Record):
+    """A constraint: an objective's smallest or largest acceptable value, in its own unit. Exactly one is given."""
+
+    objective: ObjectiveName
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Bound:
+        if (self.min is None) == (self.max is None):
+            raise ValueError(f"constraint on {self.objective}: expected either min or max, got {self.min}, {self.max}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Such as ``"latency_ms<=1.0"``."""
+        return f"{self.objective}<={self.max}" if self.min is None else f"{self.objective}>={self.min}"
+
+    def violation(self, value: float) -> float:
+        """By how much `value` misses the bound; <= 0 if it does not."""
+        return self.min - value if self.min is not None else value - float(self.max or 0.0)
+
+
+class EvaluatorReference(Record):
+    """How a candidate's process builds ``evaluate(request) -> reply``: a function by name and its JSON arguments."""
+
+    factory: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Baseline(Record):
+    """The dense model as it would ship: exported, unquantized, measured like every candidate.
+
+    Attributes:
+        accuracy: role -> estimate, for validation and selection; test is there once it was opened.
+        latency_ms: of the dense artifact beside itself.
+    """
+
+    artifact: Artifact
+    accuracy: dict[str, Estimate]
+    latency_ms: float
+    host: Host
+    agreement: float
+
+
+TrialState = Literal["waiting", "running", "complete", "failed"]
+ParamValue = int | float | str
+
+
+class TrialRecord(Record):
+    """One row of the study's ledger, free of the ledger's library.
+
+    Attributes:
+        origin: where the parameters came from, ``"seed:dense"``, ``"seed:uniform-0.5-8bit"`` or ``"sampler"``.
+        reason: why a trial failed, ``"kind: message"``; empty otherwise.
+        violations: constraint name -> amount by which it is violated (<= 0 is satisfied).
+        attempts: how often the candidate's process was started.
+    """
+
+    number: int
+    state: TrialState
+    origin: str = "sampler"
+    params: dict[str, ParamValue] = Field(default_factory=dict)
+    plan: Plan | None = None
+    measurement: Measurement | None = None
+    violations: dict[str, float] = Field(default_factory=dict)
+    reason: str = ""
+    attempts: int = 0
+    started: datetime | None = None
+    finished: datetime | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Complete, and no constraint violated."""
+        return self.state == "complete" and all(v <= 0 for v in self.violations.values())
+
+
+class Finalist(Record):
+    """A member of the search's front after full recovery, measured afresh.
+
+    Attributes:
+        number: the trial it came from.
+        search: its measurement in the search (validation split).
+        final: its measurement after full recovery (selection split).
+        test: accuracy on the test split, opened once; None until then, and for finalists off the final front.
+        on_front: non-dominated on the selection split.
+    """
+
+    number: int
+    plan: Plan
+    search: Measurement
+    final: Measurement
+    test: Estimate | None = None
+    on_front: bool = False
+
+
+class Lineage(Record):
+    """What a model came from: each a content hash or a name."""
+
+    study: str
+    model_sha256: str
+    data_sha256: str
+    code_sha256: str
+    space_sha256: str
+    dense_sha256: str
+    task: str
+    host: str
+    versions: dict[str, str]
+
+
+class Version(Record):
+    """A registered model version."""
+
+    model: str
+    version: int
+    sha256: str
+    run_id: str
+    aliases: tuple[str, ...] = ()
+    tags: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """The MLflow address of exactly this version."""
+        return f"models:/{self.model}/{self.version}"
