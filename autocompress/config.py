@@ -225,6 +225,11 @@ class Study(BaseModel):
         return tuple(found)
 
     @property
+    def wants_packed(self) -> bool:
+        """The size of the packed form is an objective or bounded, so that it has to be made for every candidate."""
+        return "packed_bytes" in (*self.objectives, *self.constraints)
+
+    @property
     def model_name(self) -> str:
         """Name of the registered model."""
         return self.registry.model or self.name

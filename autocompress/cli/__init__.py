@@ -219,6 +219,68 @@ def profile(study: StudyArgument, changes: SetOption = None, as_json: JsonOption
 
 
 @app.command()
+def compress(
+    study: StudyArgument,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a YAML file.")],
+    folder: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the model goes.")] = Path("compressed"),
+    epochs: Annotated[
+        float | None, typer.Option(min=0.0, help="Passes over the training split; as a finalist's if absent.")
+    ] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress the study's model by one plan, without a search, and measure it beside the dense model.
+
+    Example: `autocompress compress digits plan.yaml --to out`
+    """
+    loaded = _load(study, changes)
+    from autocompress.cli.listening import TerminalReporter
+    from autocompress.cli.printing import print_built
+    from autocompress.pipeline.progress import reporting_to
+    from autocompress.pipeline.run import StudyRun
+    from autocompress.pipeline.single import compress_one, default_epochs
+
+    one = StudyRun(loaded)
+    with TerminalReporter() as progress, reporting_to(progress), one.opened():
+        one.prepare()
+        built = compress_one(one.bench, plan, folder, epochs=default_epochs(loaded) if epochs is None else epochs)
+    if as_json:
+        _print_json(built.model_dump(mode="json"))
+    else:
+        print_built(built)
+
+
+@app.command()
+def pack(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")],
+    packed: Annotated[Path, typer.Argument(metavar="FILE", help="Where the packed form goes.")],
+) -> None:
+    """Pack an ONNX file; `unpack` gives the same bytes back.
+
+    Example: `autocompress pack model.onnx model.packed`
+    """
+    from autocompress.pipeline.single import pack_file
+
+    before, after = pack_file(model, packed)
+    sys.stdout.write(f"{packed}: {after} bytes, {before / after:.1f} times smaller than {model} ({before} bytes)\n")
+
+
+@app.command()
+def unpack(
+    packed: Annotated[Path, typer.Argument(metavar="FILE", help="A packed file.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Where the ONNX file goes.")],
+) -> None:
+    """Unpack a file that `pack` or `compress` wrote, and check its content hash.
+
+    Example: `autocompress unpack model.packed model.onnx`
+    """
+    from autocompress.pipeline.single import unpack_file
+
+    _, size = unpack_file(packed, model)
+    sys.stdout.write(f"{model}: {size} bytes, as they were packed\n")
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Show versions, runtimes and this host: what works here and what does not.
 

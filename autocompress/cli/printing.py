@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.records import Baseline, Estimate
+from autocompress.records import Artifact, Baseline, Estimate
 from autocompress.report.data import champion_first
 from autocompress.report.words import duration, milliseconds, percent, size, times
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autocompress.pipeline.doctor import Examination
     from autocompress.pipeline.profile import Profile
     from autocompress.pipeline.run import Outcome
+    from autocompress.pipeline.single import Built
     from autocompress.pipeline.verify import Verification
     from autocompress.pipeline.views import FrontRow, FrontView, PickView, StatusView
 
@@ -162,6 +163,42 @@ def print_pick(view: PickView) -> None:
     out.print(f"sha256    {view.sha256}")
     if view.downloaded:
         out.print(f"written   {escape(view.downloaded)}", soft_wrap=True)
+
+
+def print_built(built: Built) -> None:
+    """One plan's model beside the dense one, and where it is."""
+    out = console()
+    found, dense, artifact = built.measurement, built.dense, built.measurement.artifact
+    out.print(f"[bold]{escape(built.study)}[/bold]: {escape(built.summary)}", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("", "dense", "compressed", "to dense"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    before, after = dense.accuracy["validation"], found.values["accuracy"]
+    points = 100 * (after.value - before.value)
+    table.add_row("accuracy (validation)", _share(before), _share(after), f"{points:+.2f} points")
+    latency = found.values["latency_ms"].value
+    rows = [
+        ("latency", milliseconds(dense.latency_ms), milliseconds(latency), found.latency.ratio.value),
+        ("file", size(dense.artifact.size_bytes), size(artifact.size_bytes), _ratio(artifact, dense, "size_bytes")),
+        ("packed file", "", size(artifact.packed_bytes), artifact.packed_bytes / dense.artifact.size_bytes),
+        ("multiply-adds", f"{dense.artifact.macs:,}", f"{artifact.macs:,}", _ratio(artifact, dense, "macs")),
+        (
+            "parameters",
+            f"{dense.artifact.parameters:,}",
+            f"{artifact.parameters:,}",
+            _ratio(artifact, dense, "parameters"),
+        ),
+    ]
+    for name, old, new, ratio in rows:
+        table.add_row(name, old, new, f"{ratio:.3f}")
+    out.print(table)
+    for warning in (*found.warnings, *(["the latency stayed noisy after all repeats"] if found.latency.noisy else [])):
+        out.print(f"note      {escape(warning)}", soft_wrap=True)
+    out.print(f"written   {escape(built.model)}, {escape(built.packed)}, {escape(built.card)}", soft_wrap=True)
+
+
+def _ratio(artifact: Artifact, dense: Baseline, field: str) -> float:
+    return float(getattr(artifact, field) / getattr(dense.artifact, field))
 
 
 def print_verification(view: Verification) -> None:

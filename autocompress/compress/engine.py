@@ -1,24 +1,38 @@
-"""From a plan to a file: cut, mask, recover, recalibrate, export, quantize, verify."""
+"""From a plan to a file: every pass in its order, then recovery, export, quantization and proof.
+
+The order is: leave blocks out, cut units, factorize, mask while training by the plan's schedule, recalibrate batch
+normalization; then, on the network with its normalization folded, share weights and train through the integer grids;
+then export, quantize, count, pack. Folding comes before sharing and quantization-aware training because the file's
+weights are the folded ones: a codebook or grid found earlier would not be the one that ships.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import nn
 
 from autocompress.compress.artifact import describe, verify
 from autocompress.compress.export import export_onnx
-from autocompress.compress.prune import cut_channels, make_masks
-from autocompress.compress.quantize import quantize_static
+from autocompress.compress.factorize import factorize
+from autocompress.compress.fold import fold_batch_norm
+from autocompress.compress.grids import Grid
+from autocompress.compress.masks import FixedMasks, Masks
+from autocompress.compress.pack import pack
+from autocompress.compress.prune import cut_channels, drop_blocks
+from autocompress.compress.qat import train_quantized
+from autocompress.compress.quantize import quantize
+from autocompress.compress.schedules import iterative, recover
+from autocompress.compress.share import fit_codebooks
 from autocompress.compress.statistics import Statistics
-from autocompress.compress.train import Guard, recalibrate_bn, recover
+from autocompress.compress.train import Guard, Hook, Trainer, recalibrate_bn
 from autocompress.errors import CompressionError, InfeasibleError
-from autocompress.records import Artifact, Plan, Structure
+from autocompress.inputs import Inputs
+from autocompress.records import Artifact, Gradual, Iterative, Plan, Structure
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch, fixed_randomness, plain, size
 
@@ -26,19 +40,22 @@ from autocompress.task import Task, fetch, fixed_randomness, plain, size
 CALIBRATION_EXAMPLES = 256
 #: An agreement above this is worth a warning: far beyond rounding, within what the exporter accepts.
 _DISAGREEMENT = 1e-3
+#: What the first training is worth beside the fine-tuning of shared or quantized weights that follows it.
+_MAIN_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network in both forms, and how it came about.
+    """A compressed network in every form, and how it came about.
 
     Attributes:
         module: the network before quantization, as it was exported.
         model: the bytes to deploy, a quantized ONNX model where the plan asks for it.
         artifact: what `model` is, read from the bytes.
         agreement: largest absolute difference between torch's and the runtime's outputs before quantization.
-        seconds: wall time of ``"compress"``, ``"recover"``, ``"export"`` and ``"quantize"``.
+        seconds: wall time of ``"compress"``, ``"recover"``, ``"export"``, ``"quantize"`` and ``"pack"``.
         warnings: what a reader should know, in words.
+        packed: the packed form of `model`; empty if it was not asked for.
     """
 
     module: nn.Module
@@ -47,9 +64,10 @@ class Compressed:
     agreement: float
     seconds: dict[str, float]
     warnings: tuple[str, ...]
+    packed: bytes = b""
 
 
-def compress(
+def build(
     task: Task,
     dense: nn.Module,
     plan: Plan,
@@ -59,12 +77,12 @@ def compress(
     epochs: float,
     seed: int,
     guard: Guard = nullcontext,
+    packed: bool = False,
 ) -> Compressed:
     """Build what `plan` asks for and prove that the file is it.
 
-    Channels are cut first and weights masked in what is left; the network recovers with the dense one as its teacher,
-    if anything was cut or masked, and its normalization statistics are taken anew from training data. A plan that
-    only quantizes, or asks for nothing, leaves the weights as they are. Only the training split is read.
+    A plan that quantizes after training only, or asks for nothing, leaves the weights as they are. Only the training
+    split is read.
 
     Args:
         task: brings the training data; no other split is touched.
@@ -72,64 +90,194 @@ def compress(
         plan: the request.
         structure: of `dense`.
         statistics: of `dense`.
-        epochs: of recovery; 0 recalibrates the normalization statistics only.
+        epochs: of training in all, divided among the plan's stages; 0 recalibrates the normalization statistics only.
         seed: of everything random: ties, masks, shuffling, calibration inputs.
         guard: opened around every stretch of computation, such as a training step, so that a measurement elsewhere
             on the machine can wait for a gap.
+        packed: also make the packed form; always made for a plan with codebooks.
 
     Raises:
-        InfeasibleError: the plan names a group or layer that the network lacks.
-        CompressionError: a pass failed, or the file is not what the plan asked for.
+        InfeasibleError: the plan names what the network lacks, or asks for what cannot be.
+        CompressionError: a pass failed, a weight is not finite, or the file is not what the plan asked for.
         ExportError: the network cannot be written as ONNX.
     """
     if not epochs >= 0.0:
         raise CompressionError(f"compress: expected epochs >= 0, got {epochs}")
-    _check_names(plan, structure)
-    seconds: dict[str, float] = {}
-    example = torch.from_numpy(calibration_inputs(task, count=1, seed=seed))
-    module = dense
-    with _timed(seconds, "compress"), guard():
-        if plan.cuts:
-            module = cut_channels(
-                module, plan, structure, statistics, example=example, seed=derive_seed(seed, "cut", plan.key)
-            )
-        masks = make_masks(module, plan, statistics, seed=derive_seed(seed, "mask", plan.key)) if plan.masks else None
-    if plan.cuts or plan.masks:
-        with _timed(seconds, "recover"):
-            module = recover(
-                module,
-                dense,
-                task,
-                epochs=epochs,
-                seed=derive_seed(seed, "recover", plan.key),
-                masks=masks,
-                guard=guard,
-            )
-            module = recalibrate_bn(module, task, guard=guard)
-    with _timed(seconds, "export"), guard():
-        exported = export_onnx(module, example)
+    check_names(plan, structure)
+    check_finite(dense)
+    run = _Run(task, dense, plan, structure, statistics, epochs, seed, guard)
+    module, masks = run.shrink_and_train()
+    module, grids = run.refine(module, masks)
+    with _timed(run.seconds, "export"), guard():
+        exported = export_onnx(module, run.example)
     model = exported.model
     if plan.bits:
-        with _timed(seconds, "quantize"), guard():
-            inputs = calibration_inputs(task, seed=seed)
-            model = quantize_static(model, [entry.layer for entry in plan.bits], inputs)
+        with _timed(run.seconds, "quantize"), guard():
+            model = quantize(model, plan.bits, plan.quantizer, run.calibration(), grids)
     artifact = describe(model)
     verify(plan, structure, artifact)
-    _check_shapes(module, structure, artifact)
+    small = b""
+    if packed or plan.codebooks:
+        with _timed(run.seconds, "pack"), guard():
+            small = pack(model)
+        artifact = artifact.model_copy(update={"packed_bytes": len(small)})
     warnings: tuple[str, ...] = ()
     if exported.agreement > _DISAGREEMENT:
         warnings = (f"torch and the runtime differ by up to {exported.agreement:.2g} before quantization",)
+    folded = [layer.name for layer in artifact.layers if layer.storage_only]
+    if folded:
+        warnings += (f"fewer bits save storage only, the runtime computes floats, in {_some(folded)}",)
     return Compressed(
         module=module,
         model=model,
         artifact=artifact,
         agreement=exported.agreement,
-        seconds=seconds,
+        seconds=run.seconds,
         warnings=warnings,
+        packed=small,
     )
 
 
-def calibration_inputs(task: Task, *, count: int = CALIBRATION_EXAMPLES, seed: int) -> np.ndarray:
+@dataclass(frozen=True)
+class _Run:
+    """One candidate on its way from the dense network to what is exported."""
+
+    task: Task
+    dense: nn.Module
+    plan: Plan
+    structure: Structure
+    statistics: Statistics
+    epochs: float
+    seed: int
+    guard: Guard
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def example(self) -> Inputs:
+        """One training example."""
+        return calibration_inputs(self.task, count=1, seed=self.seed)
+
+    def calibration(self) -> Inputs:
+        """Training examples that ranges are taken from."""
+        return calibration_inputs(self.task, seed=self.seed)
+
+    @property
+    def trainer(self) -> Trainer:
+        """Trains against the dense network, as the plan distils."""
+        return Trainer(
+            task=self.task,
+            teacher=self.dense,
+            distillation=self.plan.distillation,
+            epochs=self.epochs,
+            seed=derive_seed(self.seed, "recover", self.plan.key),
+            guard=self.guard,
+        )
+
+    def share(self, stage: str) -> float:
+        """Share of the epochs that a stage gets: the main one twice as much as each that refines its result."""
+        plan = self.plan
+        weights = {
+            "main": _MAIN_WEIGHT if plan.drops or plan.cuts or plan.ranks or plan.masks else 0.0,
+            "codebooks": 1.0 if plan.codebooks else 0.0,
+            "aware": 1.0 if plan.bits and plan.quantizer.training == "aware" else 0.0,
+        }
+        return weights[stage] / max(1.0, sum(weights.values()))
+
+    def shrink_and_train(self) -> tuple[nn.Module, Masks | None]:
+        """Everything that removes or replaces weights, recovered and with fresh normalization statistics."""
+        plan, example = self.plan, self.example
+        if not (plan.drops or plan.cuts or plan.ranks or plan.masks):
+            return self.dense, None
+        trainer = self.trainer.scaled(self.share("main"))
+        with _timed(self.seconds, "compress"), self.guard():
+            module = drop_blocks(self.dense, plan.drops, self.structure, example=example)
+        masks: Masks | None
+        if isinstance(plan.schedule, Iterative):
+            with _timed(self.seconds, "recover"):
+                module, masks = iterative(
+                    module, plan, self.structure, self.statistics, trainer, example=example, seed=self._cut_seed
+                )
+        else:
+            if plan.order == "mask-cut" and plan.cuts and plan.masks:
+                # Half of the training goes to the masked network, before its channels are ranked.
+                with _timed(self.seconds, "recover"):
+                    first = plan.model_copy(update={"cuts": (), "ranks": ()})
+                    module, _ = recover(
+                        module,
+                        first,
+                        self.structure,
+                        self.statistics,
+                        trainer.scaled(0.5),
+                        example=example,
+                        seed=self._mask_seed,
+                    )
+                trainer = trainer.scaled(0.5)
+            with _timed(self.seconds, "compress"), self.guard():
+                module = cut_channels(
+                    module, plan.cuts, self.structure, self.statistics, example=example, seed=self._cut_seed
+                )
+                module = factorize(module, plan.ranks)
+            with _timed(self.seconds, "recover"):
+                module, masks = recover(
+                    module,
+                    self._second_half,
+                    self.structure,
+                    self.statistics,
+                    trainer,
+                    example=example,
+                    seed=self._mask_seed,
+                )
+        with _timed(self.seconds, "recover"):
+            module = recalibrate_bn(module, self.task, guard=self.guard)
+        return module, masks
+
+    @property
+    def _second_half(self) -> Plan:
+        """The plan as training sees it after the cut: masks that were there before it grow no more by degrees."""
+        plan = self.plan
+        if plan.order == "mask-cut" and plan.cuts and isinstance(plan.schedule, Gradual):
+            return plan.model_copy(update={"schedule": type(plan).model_fields["schedule"].default})
+        return plan
+
+    @property
+    def _cut_seed(self) -> int:
+        return derive_seed(self.seed, "cut", self.plan.key)
+
+    @property
+    def _mask_seed(self) -> int:
+        return derive_seed(self.seed, "mask", self.plan.key)
+
+    def refine(self, module: nn.Module, masks: Masks | None) -> tuple[nn.Module, dict[str, Grid]]:
+        """Shared weights and trained grids, on the network with its normalization folded."""
+        plan = self.plan
+        aware = bool(plan.bits) and plan.quantizer.training == "aware"
+        if not (plan.codebooks or aware):
+            return module, {}
+        with _timed(self.seconds, "compress"), self.guard():
+            module = fold_batch_norm(module, self.example)
+        hooks: list[Hook] = [FixedMasks(masks)] if masks else []
+        grids: dict[str, Grid] = {}
+        if plan.codebooks:
+            with _timed(self.seconds, "recover"):
+                books = fit_codebooks(module, plan.codebooks, seed=derive_seed(self.seed, "codebooks", plan.key))
+                hooks.append(books.hook())
+                module = self.trainer.train(module, key="codebooks", share=self.share("codebooks"), hooks=hooks)
+        if aware:
+            with _timed(self.seconds, "recover"):
+                module, grids = train_quantized(
+                    module,
+                    plan.bits,
+                    plan.quantizer,
+                    self.trainer,
+                    calibration=self.calibration(),
+                    share=self.share("aware"),
+                    seed=derive_seed(self.seed, "aware", plan.key),
+                    hooks=hooks,
+                )
+        return module, grids
+
+
+def calibration_inputs(task: Task, *, count: int = CALIBRATION_EXAMPLES, seed: int) -> Inputs:
     """Inputs from the training split, without augmentation where the dataset can do without (`plain()`).
 
     Args:
@@ -138,14 +286,71 @@ def calibration_inputs(task: Task, *, count: int = CALIBRATION_EXAMPLES, seed: i
         seed: of the choice. The same seed gives the same inputs for every plan of a study.
 
     Returns:
-        Shape (n, ...), float32.
+        Tensors of shape (n, ...), of the dataset's own kind of number.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "calibration"))
     chosen = torch.randperm(size(task.train), generator=generator)[:count].sort().values
     # A dataset that cannot do without augmentation draws the same one every time, and leaves no trace.
     with fixed_randomness(derive_seed(seed, "calibration", "augment")):
         inputs, _ = fetch(plain(task.train), chosen)
-    return inputs.to(torch.float32).numpy()
+    return inputs
+
+
+def check_names(plan: Plan, structure: Structure) -> None:
+    """Refuse a plan for another network before anything is computed.
+
+    Raises:
+        InfeasibleError: naming the plan's key, the name, and those that the network has.
+    """
+    groups = {group.name for group in structure.groups}
+    layers = {layer.name for layer in structure.layers}
+    blocks = {block.name for block in structure.blocks}
+    for key, asked, known in (
+        ("drops", [drop.block for drop in plan.drops], blocks),
+        ("cuts", [cut.group for cut in plan.cuts], groups),
+        ("ranks", [rank.layer for rank in plan.ranks], layers),
+        ("masks", [mask.layer for mask in plan.masks], layers),
+        ("codebooks", [book.layer for book in plan.codebooks], layers),
+        ("bits", [entry.layer for entry in plan.bits], layers),
+    ):
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            raise InfeasibleError(
+                f"plan.{key}: expected names of the network, got {unknown[0]!r}; it has "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+    gone = {layer: drop.block for drop in plan.drops for layer in structure.block(drop.block).layers}
+    for key, asked in (
+        ("ranks", [rank.layer for rank in plan.ranks]),
+        ("masks", [mask.layer for mask in plan.masks]),
+        ("codebooks", [book.layer for book in plan.codebooks]),
+        ("bits", [entry.layer for entry in plan.bits]),
+    ):
+        lost = [name for name in asked if name in gone]
+        if lost:
+            raise InfeasibleError(
+                f"plan.{key}: expected layers that stay, got {lost[0]!r}, which is left out with block {gone[lost[0]]!r}"
+            )
+
+
+def check_finite(module: nn.Module) -> None:
+    """Refuse a network with a weight or buffer that is NaN or infinite.
+
+    Raises:
+        CompressionError: naming it, and how many of its values are not finite.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CompressionError(
+                f"{name}: expected finite weights, got NaN or infinity in {bad} of {tensor.numel()}; "
+                "train the dense model again, at a lower learning rate, before it is compressed"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more layers"
 
 
 @contextmanager
@@ -154,31 +359,4 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     try:
         yield
     finally:
-        seconds[part] = time.perf_counter() - start
-
-
-def _check_names(plan: Plan, structure: Structure) -> None:
-    """Refuse a plan for another network before anything is computed."""
-    groups = {group.name for group in structure.groups}
-    layers = {layer.name for layer in structure.layers}
-    for field, asked, known in (
-        ("cuts", [cut.group for cut in plan.cuts], groups),
-        ("masks", [mask.layer for mask in plan.masks], layers),
-        ("bits", [entry.layer for entry in plan.bits], layers),
-    ):
-        unknown = [name for name in asked if name not in known]
-        if unknown:
-            raise InfeasibleError(
-                f"plan.{field}: expected names of the network, got {unknown[0]!r}; it has {', '.join(sorted(known))}"
-            )
-
-
-def _check_shapes(module: nn.Module, structure: Structure, artifact: Artifact) -> None:
-    """Every compressible layer of the file has the shape of the module's, input channels included."""
-    names = {layer.name for layer in structure.layers}
-    for layer in artifact.layers:
-        if layer.name not in names:
-            continue
-        shape = tuple(module.get_submodule(layer.name).get_parameter("weight").shape)
-        if layer.shape != shape:
-            raise CompressionError(f"artifact: layer {layer.name!r}: expected weights of {shape}, got {layer.shape}")
+        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start

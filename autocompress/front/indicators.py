@@ -14,6 +14,8 @@ from autocompress.records import Baseline, Fidelity, Role, TrialRecord
 
 #: How much more error than the dense model's still counts, as a share of all examples.
 ERROR_MARGIN = 0.10
+#: How much recall the class that loses most may lose and still count.
+WORST_CLASS_MARGIN = 0.20
 
 
 class TracePoint(NamedTuple):
@@ -38,12 +40,15 @@ def baseline_values(baseline: Baseline, role: Role) -> dict[str, float]:
     """
     if role not in baseline.accuracy:
         raise ValueError(f"baseline.accuracy: expected the split {role!r}, got {sorted(baseline.accuracy)}")
+    artifact = baseline.artifact
     return {
         "accuracy": baseline.accuracy[role].value,
         "latency_ms": baseline.latency_ms,
-        "size_bytes": float(baseline.artifact.size_bytes),
-        "macs": float(baseline.artifact.macs),
-        "parameters": float(baseline.artifact.parameters),
+        "size_bytes": float(artifact.size_bytes),
+        "macs": float(artifact.macs),
+        "parameters": float(artifact.parameters),
+        "worst_class_drop": 0.0,
+        **({"packed_bytes": float(artifact.packed_bytes)} if artifact.packed_bytes else {}),
     }
 
 
@@ -51,8 +56,8 @@ def hypervolume(values: Sequence[Mapping[str, float]], dense: Mapping[str, float
     """Share of the box between the ideal and the reference point that the set dominates.
 
     The box is fixed by the dense model, so that values are comparable between searches on the same model, data and
-    host: error = 1 - accuracy spans [0, dense error + 0.10], and every cost spans [0, dense cost]. Adding a point
-    never lowers the value. A point beyond the box in any objective adds nothing; so neither does the dense model.
+    host: error = 1 - accuracy spans [0, dense error + 0.10], the worst class's drop [0, 0.20] (a gain counts as 0), and
+    every cost spans [0, dense cost]. Adding a point never lowers the value. A point beyond the box in any objective adds nothing; so neither does the dense model.
 
     Args:
         values: n points; each has a finite value for every objective.
@@ -132,6 +137,8 @@ def _normalised(
         column = np.array([row[name] for row in values], dtype=float)
         if name == "accuracy":
             columns.append((1.0 - column) / (1.0 - dense[name] + ERROR_MARGIN))
+        elif name == "worst_class_drop":
+            columns.append(np.maximum(column, 0.0) / WORST_CLASS_MARGIN)
         elif dense[name] > 0:
             columns.append(column / dense[name])
         else:

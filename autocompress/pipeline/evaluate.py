@@ -12,14 +12,16 @@ from typing import Any
 import torch
 
 from autocompress.cluster.slot import ExclusiveSlot
-from autocompress.compress.engine import Compressed, compress
+from autocompress.compress.engine import Compressed, build
 from autocompress.config import Study
 from autocompress.errors import AutocompressError, MeasurementError
+from autocompress.measure.fairness import classifies, fairness
 from autocompress.measure.latency import measure
+from autocompress.measure.quality import accuracy, predict
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.identity import code_digest, dataset_digest
-from autocompress.pipeline.prepare import Prepared, Workbench, data_identity, judge
-from autocompress.records import Estimate, EvaluatorReference, Fidelity, Measurement, Plan, Role, digest
+from autocompress.pipeline.prepare import Prepared, Workbench, data_identity
+from autocompress.records import Estimate, EvaluatorReference, Fairness, Fidelity, Measurement, Plan, Role, digest
 from autocompress.rng import derive_seed
 
 
@@ -109,7 +111,7 @@ class Evaluator:
 
     def _evaluate(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
         bench = self._bench
-        compressed = compress(
+        compressed = build(
             bench.task,
             bench.dense,
             plan,
@@ -118,10 +120,16 @@ class Evaluator:
             epochs=fidelity.epochs,
             seed=derive_seed(bench.study.seed, "compress", plan.key),
             guard=self._slot.training,
+            packed=bench.study.wants_packed,
         )
         session = bench.target.prepare(compressed.model)
         started = time.monotonic()
-        quality = judge(session, bench.task, role, bench.study.seed, guard=self._slot.training)
+        outputs, targets = predict(session, getattr(bench.task, role), guard=self._slot.training)
+        seed = derive_seed(bench.study.seed, "bootstrap", role)
+        quality = accuracy(outputs, targets, bench.task.metric, seed=seed)
+        fair: Fairness | None = None
+        if classifies(outputs, targets):
+            fair = fairness(bench.dense_outputs(role), outputs, targets, seed=seed)
         judged = time.monotonic()
         with self._slot.measuring():
             entered = time.monotonic()
@@ -138,7 +146,7 @@ class Evaluator:
             role=role,
             # The ratio is what the interleaved reading knows well; times the study's one baseline, so that a host
             # that is faster now than an hour ago moves no candidate against another.
-            values=values_of(compressed, quality, scaled(reading.ratio, bench.prepared.baseline.latency_ms)),
+            values=values_of(compressed, quality, scaled(reading.ratio, bench.prepared.baseline.latency_ms), fair),
             artifact=compressed.artifact,
             latency=reading,
             host=bench.host,
@@ -150,18 +158,27 @@ class Evaluator:
                 "latency": time.monotonic() - entered,
             },
             warnings=compressed.warnings,
+            fairness=fair,
         )
 
 
-def values_of(compressed: Compressed, quality: Estimate, latency_ms: Estimate) -> dict[str, Estimate]:
-    """Every objective of an artifact, by name."""
-    return {
+def values_of(
+    compressed: Compressed, quality: Estimate, latency_ms: Estimate, fair: Fairness | None = None
+) -> dict[str, Estimate]:
+    """Every objective of an artifact, by name; packed bytes and the worst class where they are known."""
+    artifact = compressed.artifact
+    values = {
         "accuracy": quality,
         "latency_ms": latency_ms,
-        "size_bytes": Estimate.exact(compressed.artifact.size_bytes),
-        "macs": Estimate.exact(compressed.artifact.macs),
-        "parameters": Estimate.exact(compressed.artifact.parameters),
+        "size_bytes": Estimate.exact(artifact.size_bytes),
+        "macs": Estimate.exact(artifact.macs),
+        "parameters": Estimate.exact(artifact.parameters),
     }
+    if artifact.packed_bytes:
+        values["packed_bytes"] = Estimate.exact(artifact.packed_bytes)
+    if fair is not None:
+        values["worst_class_drop"] = fair.worst_class_drop
+    return values
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:

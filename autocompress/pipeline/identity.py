@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import autocompress
+from autocompress.inputs import named
 from autocompress.task import fetch, fixed_randomness, plain
 
 #: Libraries whose version can change a measured value.
@@ -28,7 +29,8 @@ def dataset_digest(dataset: Any) -> str:
     # A dataset that augments without offering `plain` draws the same every time.
     with fixed_randomness(0):
         for indices in torch.split(torch.arange(len(dataset)), 1000):
-            for part in fetch(data, indices):
+            inputs, targets = fetch(data, indices)
+            for part in (*named(inputs).values(), targets):
                 total.update(f"{part.dtype}{tuple(part.shape)}".encode())
                 total.update(part.contiguous().numpy().tobytes())
     return total.hexdigest()

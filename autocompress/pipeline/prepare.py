@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,19 +15,21 @@ from torch import nn
 
 from autocompress.compress.artifact import describe
 from autocompress.compress.export import export_onnx
+from autocompress.compress.pack import pack
 from autocompress.compress.state import load_module, module_digest, save_module
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
 from autocompress.compress.train import train_base
 from autocompress.config import Study, diff, read_identity
 from autocompress.errors import CompressionError, StudyChangedError
+from autocompress.inputs import Arrays, arrays
 from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import measure
 from autocompress.measure.quality import accuracy, predict
 from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
 from autocompress.pipeline.identity import dataset_digest, task_code_digest
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Baseline, Estimate, Host, Record, Role, Structure, digest
+from autocompress.records import Artifact, Baseline, Estimate, Host, Record, Role, Structure, digest
 from autocompress.rng import derive_seed
 from autocompress.space.space import Space, resolve
 from autocompress.task import Task, fetch, fixed_randomness, load_task, plain, size
@@ -100,9 +103,20 @@ class Workbench:
         return fingerprint(self.target.runtime, self.target.threads)
 
     @cached_property
-    def inputs(self) -> np.ndarray:
+    def inputs(self) -> Arrays:
         """What one timed inference works on, shape (batch size, ...): training examples."""
         return latency_inputs(self.task, self.target.batch_size)
+
+    def dense_outputs(self, role: Role) -> np.ndarray:
+        """The dense artifact's outputs on one split, shape (n, ...): computed once, then read from the folder."""
+        path = self.folder.root / "dense" / f"{role}.npy"
+        if not path.is_file():
+            outputs, _ = predict(self.dense_session, getattr(self.task, role))
+            buffer = io.BytesIO()
+            np.save(buffer, outputs, allow_pickle=False)
+            write_bytes(path, buffer.getvalue())
+        found: np.ndarray = np.load(path, allow_pickle=False)
+        return found
 
     @cached_property
     def space(self) -> Space:
@@ -115,11 +129,10 @@ class Workbench:
         )
 
 
-def latency_inputs(task: Task, batch_size: int) -> np.ndarray:
-    """The first training examples as one batch, shape (batch size, ...)."""
+def latency_inputs(task: Task, batch_size: int) -> Arrays:
+    """The first training examples as one batch, arrays of shape (batch size, ...)."""
     with fixed_randomness(0):
-        found: np.ndarray = fetch(plain(task.train), torch.arange(batch_size) % size(task.train))[0].numpy()
-    return found
+        return arrays(fetch(plain(task.train), torch.arange(batch_size) % size(task.train))[0])
 
 
 def check_task(study: Study) -> None:
@@ -207,7 +220,7 @@ def prepare(study: Study) -> Workbench:
         task_code_sha256=task_code_digest(study.task.factory),
         structure=structure,
         baseline=Baseline(
-            artifact=describe(exported.model),
+            artifact=_described(exported.model, packed=study.wants_packed),
             accuracy={"validation": judge(session, task, "validation", study.seed)},
             latency_ms=reading.baseline_ms,
             host=fingerprint(target.runtime, target.threads),
@@ -215,7 +228,14 @@ def prepare(study: Study) -> Workbench:
         ),
     )
     write_record(folder.prepared, prepared)
-    return Workbench(study, folder, prepared)
+    bench = Workbench(study, folder, prepared)
+    bench.dense_outputs("validation")  # here, not in the first candidate's time
+    return bench
+
+
+def _described(model: bytes, *, packed: bool) -> Artifact:
+    artifact = describe(model)
+    return artifact.model_copy(update={"packed_bytes": len(pack(model))}) if packed else artifact
 
 
 def judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autocompress.compress.sensitivity import GroupSensitivity, group_sensitivity
+from autocompress.inputs import arrays
 from autocompress.measure.layers import NodeLatency, node_latencies
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.prepare import Workbench
@@ -41,7 +42,7 @@ def profile(bench: Workbench) -> Profile:
         latency=tuple(
             node_latencies(
                 bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256),
-                bench.task.example_input().numpy(),
+                arrays(bench.task.example_input()),
                 [layer.name for layer in bench.prepared.structure.layers],
                 threads=bench.target.threads,
             )

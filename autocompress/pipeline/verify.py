@@ -29,7 +29,15 @@ Outcome = Literal["holds", "differs", "not comparable"]
 LATENCY_TOLERANCE = 0.15
 
 #: Task functions that ship with autocompress, by their full names: a prefix would let other names of a module through.
-OWN_TASKS = frozenset({"autocompress.tasks.digits:digits", "autocompress.tasks.images:images"})
+OWN_TASKS = frozenset(
+    {
+        "autocompress.tasks.digits:digits",
+        "autocompress.tasks.images:images",
+        "autocompress.tasks.text:trec",
+        "autocompress.tasks.sequences:characters",
+        "autocompress.tasks.sequences:reverse",
+    }
+)
 
 
 class Check(Record):
