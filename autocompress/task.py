@@ -17,7 +17,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -49,21 +49,34 @@ def top1(outputs: np.ndarray, targets: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the base model is trained when the task brings no trained weights.
+    """How the base model is trained when the task brings no trained weights, and with which steps others recover.
 
-    SGD with Nesterov momentum 0.9 and a one-cycle learning rate.
+    The learning rate rises and falls in one cycle. ``"sgd"`` has a Nesterov momentum of 0.9 and adds the weight decay
+    to the gradient; ``"adamw"``, which transformers and recurrent networks need, has torch's betas (0.9, 0.999) and
+    shrinks the weights apart from the gradient.
 
     Attributes:
         epochs: passes over the training split.
         learning_rate: peak of the cycle.
         batch_size: examples per step.
         weight_decay: L2 penalty.
+        optimizer: what turns gradients into steps, in base training as well as in recovery.
+        clip: largest 2-norm of all gradients together, longer ones are scaled down to it; None leaves them.
     """
 
     epochs: int = 20
     learning_rate: float = 0.1
     batch_size: int = 64
     weight_decay: float = 5e-4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        if self.optimizer not in ("sgd", "adamw"):
+            raise TaskError(f"recipe.optimizer: expected 'sgd' or 'adamw', got {self.optimizer!r}")
+        if self.clip is not None and not self.clip > 0.0:
+            raise TaskError(f"recipe.clip: expected a norm > 0, or None for no limit, got {self.clip}")
 
 
 @dataclass(frozen=True, kw_only=True)
