@@ -1,0 +1,77 @@
+"""What the benchmarks share: results that survive a stop, accuracy of bytes, means with their spread."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
+from autocompress.measure.quality import predict
+from autocompress.task import MetricFunction, top1
+
+
+class Kept:
+    """Results by name in one JSON file, written whole after each: a stopped benchmark goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The kept result of that name, or what `compute` gives, which is kept; seconds are told as it goes."""
+        if name not in self.values:
+            started = time.monotonic()
+            value = compute()
+            self.values[name] = value
+            neighbour = self.path.with_suffix(".writing")
+            neighbour.write_text(json.dumps(self.values, indent=1, sort_keys=True))
+            neighbour.replace(self.path)
+            say(f"{name}: {short(value)}  ({time.monotonic() - started:.0f} s)")
+        return self.values[name]
+
+
+def say(text: str) -> None:
+    """A line of progress on standard error."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+def short(value: Any) -> str:
+    """A result in one short line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {short(item)}" for key, item in value.items() if not isinstance(item, dict | list))
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def score(model: bytes, split: Dataset[Any], metric: MetricFunction = top1) -> float:
+    """The metric of an ONNX file on a split, as ONNX Runtime computes it."""
+    outputs, targets = predict(OnnxRuntimeCpu().build().prepare(model), split)
+    return float(metric(outputs, targets))
+
+
+def spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
+    """Mean and, in brackets, smallest and largest value."""
+    found = scale * np.asarray(values, dtype=float)
+    if len(found) == 1:
+        return f"{found[0]:.{digits}f}"
+    return f"{found.mean():.{digits}f} [{found.min():.{digits}f}, {found.max():.{digits}f}]"
+
+
+def one_thread() -> None:
+    """One thread for torch: runs side by side do not disturb each other's order of summation."""
+    torch.set_num_threads(1)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
