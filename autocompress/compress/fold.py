@@ -14,10 +14,12 @@ from torch.nn.utils import fusion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from autocompress.inputs import Inputs, call
+
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
+def fold_batch_norm(module: nn.Module, example: Inputs) -> nn.Module:
     r"""A copy of `module` where each foldable normalization is an identity and its layer computes both.
 
     With :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}` per output channel, :math:`W' = s W` and
@@ -26,7 +28,7 @@ def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
 
     Args:
         module: in evaluation mode.
-        example: shape (batch, ...), run once to see what follows what.
+        example: tensors of shape (batch, ...), run once to see what follows what.
 
     Returns:
         A new module; `module` itself if nothing can be folded.
@@ -58,7 +60,7 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _pairs(module: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+def _pairs(module: nn.Module, example: Inputs) -> list[tuple[str, str]]:
     made: dict[int, str] = {}  # id of a layer's output -> the layer
     found: list[tuple[str, str, Tensor]] = []
     calls: Counter[str] = Counter()
@@ -88,7 +90,7 @@ def _pairs(module: nn.Module, example: Tensor) -> list[tuple[str, str]]:
             handles.append(part.register_forward_pre_hook(on_norm(name)))
     try:
         with torch.no_grad(), _Reads() as reads:
-            result = module(example)
+            result = call(module, example)
     finally:
         for handle in handles:
             handle.remove()
