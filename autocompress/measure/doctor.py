@@ -49,7 +49,8 @@ def _onnxruntime() -> Runtime:
         # A network, not the list of providers: a wheel for another processor lists them all the same.
         target = OnnxRuntimeCpu().build()
         session = target.prepare(_TINY_MODEL)
-        result = session.run(np.ones(session.input_shape(2), dtype=np.float32))
+        (shape,) = session.input_shapes(2).values()
+        result = session.run(np.ones(shape, dtype=np.float32))
     except MeasurementError as error:
         return Runtime(name="onnxruntime", version=version, works=False, detail=str(error))
     if not (result == 2.0).all():

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -20,9 +20,13 @@ from pydantic import Field
 from autocompress.errors import MeasurementError
 from autocompress.measure.host import load
 from autocompress.measure.ratios import Comparison, compare
-from autocompress.measure.target import Session
+from autocompress.measure.target import Session, rows
 from autocompress.records import LatencyReading, Record
 from autocompress.rng import derive_seed
+
+if TYPE_CHECKING:
+    # Lazy: it brings torch.
+    from autocompress.inputs import Arrays
 
 Clock = Callable[[], int]
 Call = Callable[[], object]
@@ -53,7 +57,7 @@ class Procedure(Record):
 def measure(
     candidates: Sequence[Session],
     baseline: Session,
-    inputs: np.ndarray,
+    inputs: Arrays,
     *,
     seed: int,
     procedure: Procedure | None = None,
@@ -68,7 +72,8 @@ def measure(
     Args:
         candidates: networks to compare; the baseline itself may be one of them.
         baseline: the dense network.
-        inputs: shape (n, ...), the batch that every network runs on; n is the reading's batch size.
+        inputs: the batch that every network runs on: one array of shape (n, ...), or several by the names of the
+            networks' inputs; n is the reading's batch size.
         seed: of the order of networks and of the bootstrap.
         procedure: how; `Procedure()` if None.
         clock: nanoseconds, monotonic.
@@ -80,6 +85,7 @@ def measure(
         MeasurementError: a network fails on the inputs, yields NaN, or takes no time at all.
     """
     procedure = procedure or Procedure()
+    batch_size = rows(inputs)
     baseline_call = baseline.runner(inputs)
     calls = [session.runner(inputs) for session in candidates]
     repetitions = {call: _warm_up(call, procedure, clock) for call in (baseline_call, *calls)}
@@ -104,7 +110,7 @@ def measure(
                 p90_ms=float(p90),
                 p99_ms=float(p99),
                 rounds=procedure.rounds,
-                batch_size=len(inputs),
+                batch_size=batch_size,
                 threads=candidates[i].threads,
                 load=before,
                 noisy=is_noisy(comparison, procedure),

@@ -8,10 +8,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from statistics import median
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from autocompress.records import Record
+
+if TYPE_CHECKING:
+    # Lazy: it brings torch.
+    from autocompress.inputs import Arrays
 
 
 class NodeLatency(Record):
@@ -31,7 +34,7 @@ class NodeLatency(Record):
 
 
 def node_latencies(
-    model: bytes, example: np.ndarray, layers: Collection[str], *, threads: int, inferences: int = 50
+    model: bytes, example: Arrays, layers: Collection[str], *, threads: int, inferences: int = 50
 ) -> list[NodeLatency]:
     """Profile single inferences of an artifact in ONNX Runtime.
 
@@ -39,7 +42,7 @@ def node_latencies(
 
     Args:
         model: the artifact.
-        example: shape (1, ...).
+        example: one array of shape (1, ...), or several by the names of the artifact's inputs.
         layers: names of the layers, whose weights carry them in the artifact.
         threads: threads that share one inference.
         inferences: how many are profiled, after ten that are not counted.
@@ -60,9 +63,9 @@ def node_latencies(
         optimized = str(Path(folder) / "optimized.onnx")
         options.optimized_model_filepath = optimized
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
+        feed = example if isinstance(example, dict) else {session.get_inputs()[0].name: example}
         for _ in range(inferences + 10):
-            session.run(None, {name: example})
+            session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         owners = {node.name: _owner(node.input, layers) for node in onnx.load(optimized).graph.node}
     times: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from autocompress.inputs import Arrays
+
 #: ONNX Runtime's words for element types -> numpy's, for those that a network's input may have.
 _DTYPES = {
     "tensor(float)": "float32",
@@ -33,7 +35,9 @@ class OnnxRuntimeCpu(BaseModel):
         threads: threads that share one inference.
         batch_size: examples per inference when latency is taken.
         round_to: channel counts that run fast here are multiples of this.
-        bits: bit widths with fast kernels here: 32-bit floats and 8-bit integers.
+        bits: bit widths of weights that artifacts may be stored in, and run here.
+        computes: those with kernels of their own; any other is storage only, computed in floats or 8-bit integers.
+        weights_only_bits: of linear layers whose activations stay floats; a kernel of its own reads those weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -43,7 +47,9 @@ class OnnxRuntimeCpu(BaseModel):
     batch_size: int = Field(default=1, ge=1)
 
     round_to: ClassVar[int] = 8
-    bits: ClassVar[tuple[int, ...]] = (32, 8)
+    bits: ClassVar[tuple[int, ...]] = (32, 16, 8, 7, 6, 5, 4, 3, 2)
+    computes: ClassVar[tuple[int, ...]] = (32, 8)
+    weights_only_bits: ClassVar[tuple[int, ...]] = (8, 4)
 
     @property
     def name(self) -> str:
@@ -86,8 +92,13 @@ class OnnxRuntimeCpuTarget:
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """Supported bit widths."""
+        """Bit widths that artifacts may be stored in, and run."""
         return self.config.bits
+
+    @property
+    def computes(self) -> tuple[int, ...]:
+        """Bit widths with kernels of their own."""
+        return self.config.computes
 
     @property
     def threads(self) -> int:
@@ -111,8 +122,8 @@ class OnnxRuntimeCpuTarget:
             model: the ONNX file's bytes.
 
         Raises:
-            MeasurementError: the bytes are no model that the runtime can load, the network does not have exactly
-                one input and one output, or its batch axis is fixed.
+            MeasurementError: the bytes are no model that the runtime can load, the network has no input or no
+                output, or the batch axis of an input or of the first output is fixed.
         """
         if not isinstance(model, bytes) or not model:
             # The runtime would take a str for a path.
@@ -127,14 +138,16 @@ class OnnxRuntimeCpuTarget:
             ) from error
         inputs, outputs = session.get_inputs(), session.get_outputs()
         for what, nodes in (("input", inputs), ("output", outputs)):
-            if len(nodes) != 1:
-                names = [node.name for node in nodes]
-                raise MeasurementError(f"{self.name}: expected a network with one {what}, got {len(nodes)}: {names}")
-            self._check_batch_axis(what, nodes[0])
-        if inputs[0].type not in _DTYPES:
-            raise MeasurementError(
-                f"{self.name}: input {inputs[0].name!r}: expected a type out of {sorted(_DTYPES)}, got {inputs[0].type}"
-            )
+            if not nodes:
+                raise MeasurementError(f"{self.name}: expected a network with an {what}, got none")
+        for node in inputs:
+            self._check_batch_axis("input", node)
+            if node.type not in _DTYPES:
+                raise MeasurementError(
+                    f"{self.name}: input {node.name!r}: expected a type out of {sorted(_DTYPES)}, got {node.type}"
+                )
+        # Only the first output is read; the states that a recurrent network also returns have their batch elsewhere.
+        self._check_batch_axis("output", outputs[0])
         return OnnxRuntimeSession(session, self.threads)
 
     def _check_batch_axis(self, what: str, node: Any) -> None:
@@ -168,53 +181,59 @@ class OnnxRuntimeSession:
     def __init__(self, session: Any, threads: int) -> None:
         self.threads = threads
         self._session = session
-        self._input = session.get_inputs()[0]
-        self._outputs = [session.get_outputs()[0].name]
+        self._inputs = {node.name: node for node in session.get_inputs()}
+        self._output: str = session.get_outputs()[0].name
 
-    def input_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of an input with `batch_size` examples.
+    def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        """Input name -> its shape with `batch_size` examples.
 
         Raises:
             MeasurementError: an axis beside the batch is free too.
         """
-        rest = list(self._input.shape[1:])
-        if not all(isinstance(size, int) for size in rest):
-            raise MeasurementError(
-                f"input {self._input.name!r}: expected fixed sizes behind the batch axis, got {self._input.shape}; "
-                "take the shape from an example instead"
-            )
-        return (batch_size, *rest)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, node in self._inputs.items():
+            rest = list(node.shape[1:])
+            if not all(isinstance(size, int) for size in rest):
+                raise MeasurementError(
+                    f"input {name!r}: expected fixed sizes behind the batch axis, got {node.shape}; "
+                    "take the shape from an example instead"
+                )
+            shapes[name] = (batch_size, *rest)
+        return shapes
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        """Outputs for a batch.
+    def run(self, inputs: Arrays) -> np.ndarray:
+        """The first output for a batch.
 
         Args:
-            inputs: shape (n, ...), of the network's own element type.
+            inputs: one array of shape (n, ...) for a network with one input, or arrays by the names of its inputs;
+                each of the network's own element type.
 
         Returns:
             Shape (n, ...); finite.
 
         Raises:
-            MeasurementError: type or shape is not the network's, or an output is NaN or infinite.
+            MeasurementError: names, types or shapes are not the network's, or an output is NaN or infinite.
         """
         import numpy as np
 
+        from autocompress.measure.target import rows
+
+        count = rows(inputs)
         outputs = np.asarray(self._call(inputs)())
-        if outputs.ndim == 0 or outputs.shape[0] != inputs.shape[0]:
+        if outputs.ndim == 0 or outputs.shape[0] != count:
             raise MeasurementError(
-                f"output {self._outputs[0]!r}: expected {inputs.shape[0]} rows, one for each input, "
-                f"got shape {outputs.shape}"
+                f"output {self._output!r}: expected {count} rows, one for each input, got shape {outputs.shape}"
             )
         finite = np.isfinite(outputs)
         if not finite.all():
             bad = np.flatnonzero(~finite.reshape(len(outputs), -1).all(axis=1))
             raise MeasurementError(
-                f"output {self._outputs[0]!r}: expected finite values, got {outputs[~finite].flat[0]} in {len(bad)} of "
+                f"output {self._output!r}: expected finite values, got {outputs[~finite].flat[0]} in {len(bad)} of "
                 f"{len(outputs)} examples, the first at index {bad[0]}; the network diverged or its scales are wrong"
             )
         return outputs
 
-    def runner(self, inputs: np.ndarray) -> Callable[[], object]:
+    def runner(self, inputs: Arrays) -> Callable[[], object]:
         """One inference on `inputs` as a call without arguments, with nothing around it that costs time.
 
         Raises:
@@ -223,29 +242,43 @@ class OnnxRuntimeSession:
         self.run(inputs)
         return self._call(inputs)
 
-    def _call(self, inputs: np.ndarray) -> Callable[[], object]:
-        expected = _DTYPES[self._input.type]
-        if str(inputs.dtype) != expected:
-            raise MeasurementError(f"input {self._input.name!r}: expected {expected}, got {inputs.dtype}")
-        if inputs.ndim == 0 or inputs.shape[0] == 0:
-            raise MeasurementError(f"input {self._input.name!r}: expected at least one example, got {inputs.shape}")
-        if inputs.ndim != len(self._input.shape) or any(
-            isinstance(want, int) and want != got for want, got in zip(self._input.shape, inputs.shape, strict=True)
-        ):
-            raise MeasurementError(
-                f"input {self._input.name!r}: expected shape {self._input.shape}, got {list(inputs.shape)}"
-            )
-        run, outputs, feed = self._session.run, self._outputs, {self._input.name: inputs}
+    def _call(self, inputs: Arrays) -> Callable[[], object]:
+        feed = self._feed(inputs)
+        run, outputs = self._session.run, [self._output]
 
         def call() -> object:
             try:
                 return run(outputs, feed)[0]
             except Exception as error:
+                shapes = ", ".join(str(array.shape) for array in feed.values())
                 raise MeasurementError(
-                    f"the runtime failed on an input of shape {inputs.shape}: {_first_line(error)}"
+                    f"the runtime failed on an input of shape {shapes}: {_first_line(error)}"
                 ) from error
 
         return call
+
+    def _feed(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Arrays by input name, with names, types and shapes checked."""
+        if isinstance(inputs, dict):
+            feed = inputs
+        else:
+            if len(self._inputs) != 1:
+                raise MeasurementError(f"expected arrays by the names {list(self._inputs)}, got a single array")
+            feed = {next(iter(self._inputs)): inputs}
+        if feed.keys() != self._inputs.keys():
+            raise MeasurementError(f"inputs: expected the names {list(self._inputs)}, got {list(feed)}")
+        for name, array in feed.items():
+            node = self._inputs[name]
+            expected = _DTYPES[node.type]
+            if str(array.dtype) != expected:
+                raise MeasurementError(f"input {name!r}: expected {expected}, got {array.dtype}")
+            if array.ndim == 0 or array.shape[0] == 0:
+                raise MeasurementError(f"input {name!r}: expected at least one example, got {array.shape}")
+            if array.ndim != len(node.shape) or any(
+                isinstance(want, int) and want != got for want, got in zip(node.shape, array.shape, strict=True)
+            ):
+                raise MeasurementError(f"input {name!r}: expected shape {node.shape}, got {list(array.shape)}")
+        return feed
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from autocompress.errors import MeasurementError
+from autocompress.inputs import arrays
 from autocompress.measure.ratios import interval
 from autocompress.measure.target import Session
 from autocompress.records import Estimate
@@ -58,8 +59,8 @@ def predict(
     for start in range(0, count, batch_size):
         with guard():
             inputs, wanted = fetch(dataset, torch.arange(start, min(start + batch_size, count)))
-            outputs.append(session.run(np.ascontiguousarray(inputs.detach().numpy())))
-            targets.append(wanted.detach().numpy())
+            outputs.append(session.run(arrays(inputs)))
+            targets.append(wanted.detach().cpu().numpy())
     return np.concatenate(outputs), np.concatenate(targets)
 
 

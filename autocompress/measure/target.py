@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from autocompress.errors import MeasurementError
+
+if TYPE_CHECKING:
+    # Lazy: it brings torch.
+    from autocompress.inputs import Arrays
+
+
+def rows(inputs: Arrays) -> int:
+    """Number of examples in a batch.
+
+    Raises:
+        MeasurementError: there is no array, an array without axes, or arrays disagree in the number of examples.
+    """
+    shapes = {"input": inputs.shape} if isinstance(inputs, np.ndarray) else {k: v.shape for k, v in inputs.items()}
+    counts = {shape[0] if shape else None for shape in shapes.values()}
+    if len(counts) != 1 or None in counts:
+        raise MeasurementError(f"inputs: expected arrays with the same number of examples, got shapes {shapes}")
+    return next(count for count in counts if count is not None)
 
 
 class Session(Protocol):
@@ -15,13 +34,17 @@ class Session(Protocol):
     def threads(self) -> int:
         """Threads that share one inference."""
 
-    def input_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of an input with `batch_size` examples; MeasurementError if the artifact does not fix it."""
+    def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        """Input name -> its shape with `batch_size` examples; MeasurementError if the artifact does not fix it."""
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        """Outputs, shape (n, ...), for inputs of shape (n, ...); MeasurementError if any is NaN or infinite."""
+    def run(self, inputs: Arrays) -> np.ndarray:
+        """The first output, shape (n, ...), for n examples; MeasurementError if any of it is NaN or infinite.
 
-    def runner(self, inputs: np.ndarray) -> Callable[[], object]:
+        Args:
+            inputs: one array of shape (n, ...), or several by the names of the artifact's inputs.
+        """
+
+    def runner(self, inputs: Arrays) -> Callable[[], object]:
         """One inference on `inputs` as a call without arguments: what stands between two readings of a clock."""
 
 
@@ -41,7 +64,11 @@ class Target(Protocol):
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """Bit widths that the runtime computes in."""
+        """Bit widths of weights that artifacts for this target may be stored in, and run."""
+
+    @property
+    def computes(self) -> tuple[int, ...]:
+        """Those of `bits` that the runtime has kernels for; with any other, it computes in a wider one."""
 
     @property
     def threads(self) -> int:

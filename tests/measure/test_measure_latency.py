@@ -44,8 +44,8 @@ class SyntheticSession:
     runs: int = 0
     collecting: list[bool] = field(default_factory=list)
 
-    def input_shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, 3)
+    def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        return {"x": (batch_size, 3)}
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         self.step()
@@ -220,8 +220,8 @@ def test_a_real_burner_process_keeps_the_order_or_marks_the_reading() -> None:
         size: int
         threads: int = 1
 
-        def input_shape(self, batch_size: int) -> tuple[int, ...]:
-            return (batch_size, 3)
+        def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+            return {"x": (batch_size, 3)}
 
         def run(self, inputs: np.ndarray) -> np.ndarray:
             return inputs

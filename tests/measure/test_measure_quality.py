@@ -24,8 +24,8 @@ class Doubling:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def input_shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, 2)
+    def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        return {"x": (batch_size, 2)}
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         self.batches.append(len(inputs))
@@ -69,6 +69,23 @@ def test_predict_keeps_the_order_and_takes_a_last_smaller_batch() -> None:
     assert session.batches == [3, 3, 1]
     np.testing.assert_array_equal(targets, np.arange(7))
     np.testing.assert_array_equal(outputs[:, 0], 2.0 * np.arange(7))
+
+
+def test_predict_passes_several_inputs_by_their_names() -> None:
+    class Summing(Doubling):
+        def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:  # type: ignore[override]
+            self.names = list(inputs)
+            return sum(inputs.values())  # type: ignore[return-value]
+
+    class Pairs(Batched):
+        def batch(self, indices: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:  # type: ignore[override]
+            return (indices.view(-1, 1), 10 * indices.view(-1, 1)), indices
+
+    session = Summing()
+    outputs, _ = predict(session, Pairs(5), batch_size=2)
+    assert session.names == ["input_0", "input_1"]
+    assert outputs.dtype == np.int64  # ids stay integers
+    np.testing.assert_array_equal(outputs[:, 0], 11 * np.arange(5))
 
 
 def test_predict_stacks_items_of_a_plain_dataset() -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from autocompress.errors import MeasurementError
 from autocompress.measure.doctor import Runtime, _nvidia_boards, runtimes
 from autocompress.measure.host import fingerprint, load
-from autocompress.measure.latency import measure
+from autocompress.measure.latency import Procedure, measure
+from autocompress.measure.layers import node_latencies
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeCpuTarget
-from autocompress.measure.target import Session, Target
+from autocompress.measure.target import Session, Target, rows
 
 
 def value(name: str, shape: list[str | int], kind: int = TensorProto.FLOAT) -> object:
@@ -49,16 +52,18 @@ def target() -> OnnxRuntimeCpuTarget:
 def test_the_target_and_its_session_satisfy_the_protocols(target: OnnxRuntimeCpuTarget) -> None:
     as_target: Target = target
     session: Session = as_target.prepare(unary("Abs"))
-    assert (target.name, target.round_to, target.bits) == ("onnxruntime-cpu", 8, (32, 8))
+    assert (target.name, target.round_to, target.computes) == ("onnxruntime-cpu", 8, (32, 8))
+    assert target.bits == (32, 16, 8, 7, 6, 5, 4, 3, 2)
     assert (target.threads, target.batch_size, session.threads) == (1, 1, 1)
     assert target.runtime.startswith("onnxruntime 1.")
-    assert session.input_shape(5) == (5, 3)
+    assert session.input_shapes(5) == {"x": (5, 3)}
 
 
 def test_the_config_is_strict_and_its_json_comes_back() -> None:
     config = OnnxRuntimeCpu(threads=2, batch_size=8)
     assert OnnxRuntimeCpu.model_validate_json(config.model_dump_json()) == config
-    assert (config.name, config.round_to, config.bits) == ("onnxruntime-cpu", 8, (32, 8))
+    assert (config.name, config.round_to, config.weights_only_bits) == ("onnxruntime-cpu", 8, (8, 4))
+    assert set(config.computes) < set(config.bits)
     assert config.build().threads == 2
     for bad in ({"threads": 0}, {"batch_size": 0}, {"kind": "tensorrt"}, {"thread": 1}):
         with pytest.raises(ValidationError, match=next(iter(bad))):
@@ -111,21 +116,92 @@ def test_a_fixed_batch_is_refused_with_what_to_do(target: OnnxRuntimeCpuTarget) 
         target.prepare(reshape)
 
 
-def test_several_inputs_or_outputs_are_refused(target: OnnxRuntimeCpuTarget) -> None:
-    two_in = model(
-        [helper.make_node("Add", ["a", "b"], ["y"])],
-        [value("a", ["n", 3]), value("b", ["n", 3])],
-        [value("y", ["n", 3])],
+def gather_and_scale(second: str | int = "n") -> bytes:
+    """Rows of a table by ids, times a float each; and the same negated as a second output without a batch axis."""
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    return model(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["rows"]),
+            helper.make_node("Mul", ["rows", "scale"], ["y"]),
+            helper.make_node("ReduceSum", ["rows"], ["total"], keepdims=0),
+        ],
+        [value("ids", ["n"], TensorProto.INT64), value("scale", [second, 1])],
+        [value("y", ["n", 3]), value("total", [])],
+        table=table,
     )
-    with pytest.raises(MeasurementError, match=r"expected a network with one input, got 2: \['a', 'b'\]"):
-        target.prepare(two_in)
-    two_out = model(
-        [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Abs", ["x"], ["z"])],
-        [value("x", ["n", 3])],
-        [value("y", ["n", 3]), value("z", ["n", 3])],
-    )
-    with pytest.raises(MeasurementError, match=r"expected a network with one output, got 2: \['y', 'z'\]"):
-        target.prepare(two_out)
+
+
+def test_several_inputs_go_in_by_name_and_the_first_output_comes_out(target: OnnxRuntimeCpuTarget) -> None:
+    session = target.prepare(gather_and_scale())
+    table = np.arange(12).reshape(4, 3)
+    for count in (1, 5):
+        ids, scale = np.arange(count) % 4, np.linspace(1, 2, count, dtype=np.float32)[:, None]
+        for inputs in ({"ids": ids, "scale": scale}, {"scale": scale, "ids": ids}):
+            got = session.run(inputs)
+            np.testing.assert_allclose(got, np.stack([table[i] * s for i, s in zip(ids, scale, strict=True)]))
+            np.testing.assert_array_equal(session.runner(inputs)(), got)
+    assert session.input_shapes(2) == {"ids": (2,), "scale": (2, 1)}
+    (reading,) = measure([session], session, {"ids": ids, "scale": scale}, seed=0, procedure=Procedure(rounds=10))
+    assert reading.batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"ids": np.zeros(2, dtype=np.int64)}, r"expected the names \['ids', 'scale'\], got \['ids'\]"),
+        (np.zeros(2, dtype=np.int64), r"expected arrays by the names \['ids', 'scale'\], got a single array"),
+        (
+            {"ids": np.zeros(2, dtype=np.int64), "scale": np.ones((3, 1), dtype=np.float32)},
+            r"same number of examples, got shapes \{'ids': \(2,\), 'scale': \(3, 1\)\}",
+        ),
+        (
+            {"ids": np.zeros(2, dtype=np.int32), "scale": np.ones((2, 1), dtype=np.float32)},
+            "input 'ids': expected int64, got int32",
+        ),
+        (
+            {"ids": np.zeros(2, dtype=np.int64), "scale": np.ones((2, 2), dtype=np.float32)},
+            r"input 'scale': expected shape \['n', 1\], got \[2, 2\]",
+        ),
+        ({}, r"same number of examples, got shapes \{\}"),
+    ],
+)
+def test_inputs_that_are_not_the_networks_are_refused(
+    target: OnnxRuntimeCpuTarget, inputs: np.ndarray | dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(MeasurementError, match=message):
+        target.prepare(gather_and_scale()).run(inputs)
+
+
+def test_every_inputs_batch_axis_must_be_free(target: OnnxRuntimeCpuTarget) -> None:
+    with pytest.raises(MeasurementError, match="input 'scale': expected a free batch axis first, got a fixed batch"):
+        target.prepare(gather_and_scale(second=4))
+
+
+def test_a_network_without_inputs_is_refused(target: OnnxRuntimeCpuTarget) -> None:
+    node, ones = helper.make_node("Identity", ["w"], ["y"]), np.ones((2, 3), dtype=np.float32)
+    with pytest.raises(MeasurementError, match="expected a network with an input, got none"):
+        target.prepare(model([node], [], [value("y", [2, 3])], w=ones))
+
+
+def test_one_array_of_several_inputs_may_be_a_dict_with_one_name(target: OnnxRuntimeCpuTarget) -> None:
+    x = np.ones((2, 3), dtype=np.float32)
+    np.testing.assert_array_equal(target.prepare(unary("Neg")).run({"x": x}), -x)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_rows_is_the_common_first_axis(counts: list[int]) -> None:
+    inputs = {f"input_{i}": np.zeros((count, 2)) for i, count in enumerate(counts)}
+    if len(set(counts)) == 1:
+        assert rows(inputs) == rows(inputs["input_0"]) == counts[0]
+    else:
+        with pytest.raises(MeasurementError, match="same number of examples"):
+            rows(inputs)
+
+
+def test_the_profile_of_a_network_with_several_inputs(target: OnnxRuntimeCpuTarget) -> None:
+    example = {"ids": np.zeros(1, dtype=np.int64), "scale": np.ones((1, 1), dtype=np.float32)}
+    found = node_latencies(gather_and_scale(), example, ["table"], threads=1, inferences=5)
+    assert {"Gather", "Mul"} <= {node.operation for node in found}
 
 
 def test_an_input_that_is_no_tensor_of_numbers_is_refused(target: OnnxRuntimeCpuTarget) -> None:
@@ -185,7 +261,7 @@ def test_a_free_axis_behind_the_batch_has_no_shape_to_tell(target: OnnxRuntimeCp
     free = model([helper.make_node("Neg", ["x"], ["y"])], [value("x", ["n", "t"])], [value("y", ["n", "t"])])
     session = target.prepare(free)
     with pytest.raises(MeasurementError, match="expected fixed sizes behind the batch axis"):
-        session.input_shape(1)
+        session.input_shapes(1)
     assert session.run(np.ones((2, 5), dtype=np.float32)).shape == (2, 5)
 
 
