@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -118,11 +118,21 @@ class FinalistsConfig(_Part):
         count: at most as many members of the front are recovered in full.
         recovery_epochs: passes over the training split for each.
         timeout_s: seconds after which a finalist is killed.
+        controls: what every member of the final front is held against, with as much training each: its own cuts and
+            zeros chosen by ``magnitude`` or at ``random``, and its shape trained ``from-scratch``.
     """
 
     count: Count = 8
     recovery_epochs: Amount = 4.0
     timeout_s: Positive = 3600.0
+    controls: tuple[Literal["magnitude", "random", "from-scratch"], ...] = ()
+
+    @field_validator("controls")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"expected distinct controls, got {list(value)}")
+        return value
 
 
 class RegistryConfig(_Part):

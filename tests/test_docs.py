@@ -1,7 +1,8 @@
 """The documents are held to what the project does.
 
 A fenced block's first line says what is checked: ```` ```python file=NAME ```` is written under that name beside the
-other blocks of its document and executed; ```` ```yaml study ```` and ```` ```yaml space ```` must validate there.
+other blocks of its document and executed; ```` ```yaml study ````, ```` ```yaml space ```` and ```` ```yaml plan ````
+must validate there, the plan for the digits network.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from autocompress.compress.structure import find_structure
 from autocompress.config import Study, load_study
 from autocompress.errors import AutocompressError
+from autocompress.records import Structure
 from autocompress.space.config import load_space
+from autocompress.space.plan_file import load_plan
+from autocompress.tasks.digits import digits
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra" / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -73,6 +78,13 @@ def help_of(command: str) -> str:
     )
     assert done.returncode == 0, f"autocompress {command} --help: {done.stderr}"
     return done.stdout
+
+
+@functools.cache
+def digits_structure() -> Structure:
+    """What the plans in the documents are for."""
+    task = digits()
+    return find_structure(task.build(), task.example_input())
 
 
 def prepare(block: Block, folder: Path) -> None:
@@ -144,6 +156,9 @@ def test_yaml_examples_validate(block: Block, tmp_path: Path) -> None:
     elif kind == "space":
         (tmp_path / "space.yaml").write_text(block.text)
         assert load_space("space.yaml", tmp_path)
+    elif kind == "plan":
+        (tmp_path / "plan.yaml").write_text(block.text)
+        assert not load_plan(tmp_path / "plan.yaml", digits_structure()).is_dense
     else:
         assert yaml.safe_load(block.text), f"{block.document.name}: an empty yaml block"
 

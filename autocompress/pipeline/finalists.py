@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from autocompress.cluster.pool import run_jobs
+from autocompress.cluster.pool import Outcome, run_jobs
 from autocompress.errors import NoCandidateError, SearchError, StudyChangedError
 from autocompress.front.dominance import non_dominated
 from autocompress.front.finalists import choose_finalists
 from autocompress.front.indicators import counts
 from autocompress.front.selection import Point, nearest
 from autocompress.measure.latency import measure
+from autocompress.pipeline.controls import control_plan
 from autocompress.pipeline.evaluate import evaluator_of, scaled
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.identity import code_digest, dataset_digest
@@ -25,6 +26,7 @@ from autocompress.records import (
     Finalist,
     LatencyReading,
     Measurement,
+    Plan,
     Record,
     Role,
     TrialRecord,
@@ -46,6 +48,7 @@ class Finals(Record):
         data_sha256: role -> hash, of all four roles.
         code_sha256: of autocompress and the task function's module, when this was made.
         failed: trial number -> reason, of finalists that could not be recovered or measured.
+        failed_controls: "<trial number> <control>" -> reason.
     """
 
     key: str
@@ -54,6 +57,7 @@ class Finals(Record):
     data_sha256: dict[str, str]
     code_sha256: str
     failed: dict[int, str] = Field(default_factory=dict)
+    failed_controls: dict[str, str] = Field(default_factory=dict)
 
     @property
     def front(self) -> tuple[Finalist, ...]:
@@ -97,6 +101,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
             "data": {**bench.prepared.data_sha256, "selection": selection},
             "bounds": [b.name for b in study.bounds],
             "host": bench.host.key,
+            **({"controls": study.finalists.controls} if study.finalists.controls else {}),
         }
     )
     earlier = read_record(folder.finalists, Finals)
@@ -106,31 +111,8 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
 
     each = f"{fidelity.epochs:g} epoch{'' if fidelity.epochs == 1 else 's'} each"
     report.stage("finalists", f"recovering {len(chosen)} finalists, {each}")
-    requests = [
-        {
-            "plan": trial.plan.model_dump(mode="json") if trial.plan else {},
-            "fidelity": fidelity.model_dump(mode="json"),
-            "role": "selection",
-        }
-        for trial in chosen
-    ]
     start_ray()
-    ended = 0
-
-    def told(index: int, outcome: object) -> None:
-        nonlocal ended
-        ended += 1
-        report.stage("finalists", f"recovered {ended} of {len(chosen)}, {each}")
-
-    outcomes = run_jobs(
-        evaluator_of(bench),
-        requests,
-        workers=study.search.workers,
-        timeout_s=study.finalists.timeout_s,
-        memory_gb=study.search.memory_gb,
-        logs=folder.logs,
-        on_result=told,
-    )
+    outcomes = _recover(bench, [t.plan for t in chosen if t.plan is not None], fidelity, f"recovered {{}}, {each}")
     failed = {t.number: str(o) for t, o in zip(chosen, outcomes, strict=True) if isinstance(o, Exception)}
     measured = [
         (t, Measurement.model_validate(outcome))
@@ -154,6 +136,8 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
             },
         }
     )
+    members = [t for (t, _), on_front in zip(measured, front, strict=True) if on_front]
+    controls, failed_controls = _controls(bench, members, fidelity)
     result = Finals(
         key=key,
         finalists=tuple(
@@ -164,6 +148,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
                 final=final,
                 test=_open_test(bench, final.artifact.sha256) if on_front else None,
                 on_front=on_front,
+                controls=controls.get(trial.number, {}),
             )
             for (trial, _), final, on_front in zip(measured, fresh, front, strict=True)
             if trial.plan is not None and trial.measurement is not None
@@ -177,6 +162,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         },
         code_sha256=code_digest(study.task.factory),
         failed=failed,
+        failed_controls=failed_controls,
     )
     write_record(folder.finalists, result)
     return result
@@ -185,6 +171,57 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
 def as_point(identifier: str, measurement: Measurement) -> Point:
     """A measurement's values alone."""
     return Point(id=identifier, values={name: e.value for name, e in measurement.values.items()})
+
+
+def _recover(bench: Workbench, plans: Sequence[Plan], fidelity: Fidelity, words: str) -> list[Outcome]:
+    """Measurements, as JSON, of plans recovered in full and judged on the selection split; or why there is none.
+
+    Args:
+        bench: the prepared study.
+        plans: what to build.
+        fidelity: how long each recovers.
+        words: told after each, ``{}`` standing for how many there are already.
+    """
+    study, ended = bench.study, 0
+
+    def told(index: int, outcome: object) -> None:
+        nonlocal ended
+        ended += 1
+        reporter().stage("finalists", words.format(f"{ended} of {len(plans)}"))
+
+    return run_jobs(
+        evaluator_of(bench),
+        [
+            {"plan": p.model_dump(mode="json"), "fidelity": fidelity.model_dump(mode="json"), "role": "selection"}
+            for p in plans
+        ],
+        workers=study.search.workers,
+        timeout_s=study.finalists.timeout_s,
+        memory_gb=study.search.memory_gb,
+        logs=bench.folder.logs,
+        on_result=told,
+    )
+
+
+def _controls(
+    bench: Workbench, members: Sequence[TrialRecord], fidelity: Fidelity
+) -> tuple[dict[int, dict[str, Estimate]], dict[str, str]]:
+    """Trial number -> control -> accuracy on the selection split; and why those that failed did."""
+    asked = [
+        (trial.number, name, plan)
+        for trial in members
+        for name in bench.study.finalists.controls
+        if trial.plan is not None and (plan := control_plan(trial.plan, name)) is not None
+    ]
+    found: dict[int, dict[str, Estimate]] = {}
+    failed: dict[str, str] = {}
+    outcomes = _recover(bench, [plan for _, _, plan in asked], fidelity, "trained {} controls")
+    for (number, name, _), outcome in zip(asked, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            failed[f"{number} {name}"] = str(outcome)
+        else:
+            found.setdefault(number, {})[name] = Measurement.model_validate(outcome).values["accuracy"]
+    return found, failed
 
 
 def _choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]:

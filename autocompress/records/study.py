@@ -98,6 +98,8 @@ class Finalist(Record):
         final: its measurement after full recovery (selection split).
         test: accuracy on the test split, opened once; None until then, and for finalists off the final front.
         on_front: non-dominated on the selection split.
+        controls: control ("magnitude", "random", "from-scratch") -> accuracy on the selection split of the same plan
+            made that way, with as much training; only for members of the final front, and those that were asked for.
     """
 
     number: int
@@ -106,6 +108,7 @@ class Finalist(Record):
     final: Measurement
     test: Estimate | None = None
     on_front: bool = False
+    controls: dict[str, Estimate] = Field(default_factory=dict)
 
 
 class Lineage(Record):
