@@ -3,7 +3,6 @@
 No function changes the module it is given, nor torch's global random state.
 
 References:
-    Hinton et al., 2015, "Distilling the Knowledge in a Neural Network";
     Smith and Topin, 2019, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates".
 """
 
@@ -11,17 +10,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from autocompress.compress.masks import Masks
+from autocompress.compress.distil import lesson
+from autocompress.compress.fast import as_fast, fast_layout, plain_layout, run
 from autocompress.errors import CompressionError
+from autocompress.inputs import Inputs, call, output_of
+from autocompress.records import Distillation, Response
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch
 
@@ -29,15 +31,41 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 Guard = Callable[[], AbstractContextManager[None]]
-#: Hinton's temperature, and the share of the teacher's term.
-TEMPERATURE = 3.0
-ALPHA = 0.9
 _MOMENTUM = 0.9
 _WARMUP = 0.2
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def batches(dataset: Dataset[Any], batch_size: int, *, shuffle: bool, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+class Hook(Protocol):
+    """Acts, in place, on the network that is being trained: a copy, which nobody else sees before training ends.
+
+    In every step the hooks are called in their order, at each of the three points::
+
+        before_forward, forward and backward, before_update, the optimizer's step, after_update
+    """
+
+    def before_forward(self, module: nn.Module, step: int, steps: int) -> None:
+        """Before step `step`, counted from 0, of `steps`."""
+
+    def before_update(self, module: nn.Module, step: int, steps: int) -> None:
+        """Gradients are there, weights are not yet changed. Gradients are clipped after it."""
+
+    def after_update(self, module: nn.Module, step: int, steps: int) -> None:
+        """The optimizer has changed the weights."""
+
+    def finish(self, module: nn.Module) -> None:
+        """After the last step; also called where there are no steps at all."""
+
+
+@runtime_checkable
+class StateHook(Protocol):
+    """A hook that also wants to know the optimizer, such as to clear the momentum of a weight that starts anew."""
+
+    def begin(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step."""
+
+
+def batches(dataset: Dataset[Any], batch_size: int, *, shuffle: bool, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
     """One pass over a dataset.
 
     Args:
@@ -47,7 +75,7 @@ def batches(dataset: Dataset[Any], batch_size: int, *, shuffle: bool, seed: int)
         seed: of the order. What the dataset itself draws (augmentation) comes from torch's global generator.
 
     Yields:
-        Inputs of shape (n, ...) and targets of shape (n, ...).
+        Inputs, tensors of shape (n, ...), and targets of shape (n, ...).
 
     Raises:
         ValueError: batch_size < 1, or a dataset without length.
@@ -79,30 +107,6 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step + 1 - rise) / (steps + 1 - rise)))
 
 
-def distillation_loss(outputs: Tensor, teacher: Tensor, hard: Tensor) -> Tensor:
-    r""":math:`(1 - \alpha) L + \alpha T^2 \, KL(p_t^T \Vert p_s^T)` with T = 3 and alpha = 0.9.
-
-    Args:
-        outputs: the student's logits, shape (n, classes).
-        teacher: the teacher's logits, same shape.
-        hard: the task's own loss on the student's outputs, a scalar.
-
-    Returns:
-        A scalar. Outputs of another shape than (n, at least 2 classes) are no logits: their mean squared difference
-        takes the place of the second term.
-    """
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
-        soft = TEMPERATURE**2 * functional.kl_div(
-            functional.log_softmax(outputs / TEMPERATURE, dim=1),
-            functional.log_softmax(teacher / TEMPERATURE, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-    else:
-        soft = functional.mse_loss(outputs, teacher)
-    return (1.0 - ALPHA) * hard + ALPHA * soft
-
-
 def train_base(
     task: Task, module: nn.Module, *, seed: int, on_epoch: Callable[[int, float], None] | None = None
 ) -> nn.Module:
@@ -122,8 +126,8 @@ def train_base(
     """
     recipe = task.recipe
 
-    def loss(student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return task.loss(_forward(student, inputs), targets)
+    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        return task.loss(output_of(run(student, inputs)), targets)
 
     steps = recipe.epochs * _steps_per_epoch(task)
     return _fit(
@@ -131,54 +135,83 @@ def train_base(
     )
 
 
-def recover(
-    module: nn.Module,
-    teacher: nn.Module,
-    task: Task,
-    *,
-    epochs: float,
-    seed: int,
-    masks: Masks | None = None,
-    guard: Guard = nullcontext,
-) -> nn.Module:
-    """Train a compressed module to answer as the dense one does; see `distillation_loss`.
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Everything that the recovery of a candidate needs.
 
-    Args:
-        module: the compressed network; left alone.
+    Attributes:
+        task: gives the training split, the loss, the recipe and the peak learning rate of recovery.
         teacher: the dense network; left alone.
-        task: gives the training split, the loss, the batch size and the peak learning rate.
-        epochs: passes over the training split, may be a fraction; 0 gives an untrained copy.
+        distillation: what the teacher teaches.
+        epochs: passes over the training split, may be a fraction; 0 trains nothing.
         seed: of the order of examples, of augmentation and of dropout.
-        masks: weights that stay zero through every step.
         guard: every optimizer step runs inside ``with guard():``.
 
-    Returns:
-        A new module in evaluation mode.
-
     Raises:
-        CompressionError: the loss is not finite, or `epochs` is negative.
+        CompressionError: `epochs` is negative or not finite.
     """
-    if not (math.isfinite(epochs) and epochs >= 0.0):
-        raise CompressionError(f"recovery epochs: expected a number >= 0, got {epochs}")
-    wise = _fast_layout(copy.deepcopy(teacher).eval().requires_grad_(False))
 
-    def loss(student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            answers = _forward(wise, inputs)
-        outputs = _forward(student, inputs)
-        return distillation_loss(outputs, answers, task.loss(outputs, targets))
+    task: Task
+    teacher: nn.Module
+    distillation: Distillation = field(default_factory=Response)
+    epochs: float
+    seed: int
+    guard: Guard = nullcontext
 
-    steps = max(1, round(epochs * _steps_per_epoch(task))) if epochs > 0.0 else 0
-    return _fit(
-        task,
-        module,
-        loss,
-        steps=steps,
-        peak=task.recovery_learning_rate,
-        seed=derive_seed(seed, "recover"),
-        masks=masks,
-        guard=guard,
-    )
+    def __post_init__(self) -> None:
+        """Refuse what is no number of epochs."""
+        if not (math.isfinite(self.epochs) and self.epochs >= 0.0):
+            raise CompressionError(f"recovery epochs: expected a number >= 0, got {self.epochs}")
+
+    def scaled(self, share: float) -> Trainer:
+        """The same trainer with `share` of the epochs."""
+        return replace(self, epochs=self.epochs * share)
+
+    def steps(self, share: float = 1.0) -> int:
+        """Optimizer steps in `share` of the epochs: at least one, unless there are no epochs."""
+        epochs = self.epochs * share
+        return max(1, round(epochs * _steps_per_epoch(self.task))) if epochs > 0.0 else 0
+
+    def train(
+        self,
+        module: nn.Module,
+        *,
+        key: str,
+        share: float = 1.0,
+        hooks: Sequence[Hook] = (),
+        peak: float | None = None,
+    ) -> nn.Module:
+        """Train a compressed network by one cycle of the task's optimizer, taught by the dense one.
+
+        Args:
+            module: left alone; parameters that need no gradient are trained too, and are frozen again at the end.
+            key: what this training is for; another key gives another order of examples.
+            share: of `epochs`.
+            hooks: called around every step, in this order.
+            peak: highest learning rate; the task's for recovery where None.
+
+        Returns:
+            A new module in evaluation mode; a copy, finished by the hooks, if there are no steps.
+
+        Raises:
+            CompressionError: the loss is not finite.
+            InfeasibleError: the teacher cannot teach as `distillation` asks.
+        """
+        steps = self.steps(share)
+        seed = derive_seed(self.seed, "recover", key)
+        example = self.task.example_input()
+        loss = lesson(self.distillation, self.task, self.teacher, module, example, seed=derive_seed(seed, "lesson"))
+        return _fit(
+            self.task,
+            module,
+            loss,
+            steps=steps,
+            peak=self.task.recovery_learning_rate if peak is None else peak,
+            seed=seed,
+            helpers=loss.parameters(),
+            hooks=hooks,
+            guard=self.guard,
+        )
 
 
 def recalibrate_bn(
@@ -207,7 +240,7 @@ def recalibrate_bn(
         part.reset_running_stats()
         part.momentum = None  # torch's word for a cumulative average
         part.train()
-    _fast_layout(result)
+    fast_layout(result)
     source = _full_batches(task, batch_size, seed=derive_seed(0, "recalibrate"))
     # Float32 throughout: these statistics are folded into the weights that ship.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -215,63 +248,86 @@ def recalibrate_bn(
         for _ in range(min(batches, max(1, _size(task) // batch_size))):
             with guard():
                 inputs, _targets = next(source)
-                result(_as_fast(inputs))
+                call(result, as_fast(inputs))
     for part, momentum in zip(norms, momenta, strict=True):
         part.momentum = momentum
-    return _plain_layout(result.eval())
+    return plain_layout(result.eval())
 
 
 def _fit(
     task: Task,
     module: nn.Module,
-    loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    loss: Callable[[nn.Module, Inputs, Tensor], Tensor],
     *,
     steps: int,
     peak: float,
     seed: int,
-    masks: Masks | None = None,
+    helpers: Sequence[nn.Parameter] = (),
+    hooks: Sequence[Hook] = (),
     guard: Guard = nullcontext,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
-    """SGD with Nesterov momentum on a copy of `module`, one cycle of `steps` steps."""
+    """One cycle of `steps` steps on a copy of `module`, and on what helps the loss."""
     student = copy.deepcopy(module)
-    frozen = [parameter for parameter in student.parameters() if not parameter.requires_grad]
-    if masks is not None:
-        masks.apply(student)
-    if steps == 0:
-        return student.eval()
-    _fast_layout(student.requires_grad_(True).train())
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=peak, momentum=_MOMENTUM, weight_decay=task.recipe.weight_decay, nesterov=True
-    )
-    per_epoch = _steps_per_epoch(task)
-    total = 0.0
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(derive_seed(seed, "global"))
-        source = _endless(task, seed)
-        for step in range(steps):
-            with guard():
-                inputs, targets = next(source)
-                optimizer.param_groups[0]["lr"] = one_cycle(step, steps, peak)
-                optimizer.zero_grad(set_to_none=True)
-                value = loss(student, inputs, targets)
-                if not torch.isfinite(value):
-                    raise CompressionError(
-                        f"training of {task.name!r}: expected a finite loss, got {value.item()} at step {step + 1} "
-                        f"of {steps}; lower the learning rate (its peak is {peak})"
-                    )
-                torch.autograd.backward(value)
-                optimizer.step()
-                if masks is not None:
-                    masks.apply(student)
-            total += value.item()
-            if on_epoch is not None and (step + 1) % per_epoch == 0:
-                on_epoch((step + 1) // per_epoch, total / per_epoch)
-                total = 0.0
-    student.zero_grad(set_to_none=True)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return _plain_layout(student.eval())
+    if steps:
+        frozen = [parameter for parameter in student.parameters() if not parameter.requires_grad]
+        fast_layout(student.train())
+        for parameter in frozen:
+            parameter.requires_grad_(parameter.is_floating_point())
+        own = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        optimizer = _optimizer(task, own, helpers, peak)
+        for hook in hooks:
+            if isinstance(hook, StateHook):
+                hook.begin(student, optimizer)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(derive_seed(seed, "global"))
+            per_epoch = _steps_per_epoch(task)
+            total = 0.0
+            source = _endless(task, seed)
+            for step in range(steps):
+                with guard():
+                    inputs, targets = next(source)
+                    for group in optimizer.param_groups:
+                        group["lr"] = one_cycle(step, steps, peak)
+                    optimizer.zero_grad(set_to_none=True)
+                    for hook in hooks:
+                        hook.before_forward(student, step, steps)
+                    value = loss(student, inputs, targets)
+                    if not torch.isfinite(value):
+                        raise CompressionError(
+                            f"training of {task.name!r}: expected a finite loss, got {value.item()} at step {step + 1} "
+                            f"of {steps}; lower the learning rate (its peak is {peak})"
+                        )
+                    torch.autograd.backward(value)
+                    for hook in hooks:
+                        hook.before_update(student, step, steps)
+                    if task.recipe.clip is not None:
+                        nn.utils.clip_grad_norm_(own, task.recipe.clip)
+                    optimizer.step()
+                    for hook in hooks:
+                        hook.after_update(student, step, steps)
+                total += value.item()
+                if on_epoch is not None and (step + 1) % per_epoch == 0:
+                    on_epoch((step + 1) // per_epoch, total / per_epoch)
+                    total = 0.0
+        student.zero_grad(set_to_none=True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    for hook in hooks:
+        hook.finish(student)
+    return plain_layout(student.eval())
+
+
+def _optimizer(
+    task: Task, own: Sequence[nn.Parameter], helpers: Sequence[nn.Parameter], peak: float
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer for the network's parameters and for those that only help to train it."""
+    groups: list[dict[str, Any]] = [{"params": own, "weight_decay": task.recipe.weight_decay}]
+    if helpers:
+        groups.append({"params": helpers, "weight_decay": 0.0})
+    if task.recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=peak)
+    return torch.optim.SGD(groups, lr=peak, momentum=_MOMENTUM, nesterov=True)
 
 
 def _steps_per_epoch(task: Task) -> int:
@@ -283,46 +339,15 @@ def _size(task: Task) -> int:
     return len(task.train) if isinstance(task.train, Sized) else 0
 
 
-def _full_batches(task: Task, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _full_batches(task: Task, batch_size: int, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
     """One shuffled pass without the smaller last batch, on which BatchNorm's statistics would be poor or undefined."""
     count = max(1, _size(task) // batch_size)
     return islice(batches(task.train, batch_size, shuffle=True, seed=seed), count)
 
 
-def _endless(task: Task, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(task: Task, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
     """Epoch after epoch, each in its own order."""
     epoch = 0
     while True:
         yield from _full_batches(task, task.recipe.batch_size, derive_seed(seed, "epoch", epoch))
         epoch += 1
-
-
-def _forward(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs in float32; images run in bfloat16 where the processor computes with it."""
-    if inputs.ndim != 4 or not _has_bfloat16():
-        outputs: Tensor = module(_as_fast(inputs))
-        return outputs
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = module(_as_fast(inputs))
-    return outputs.float()
-
-
-def _has_bfloat16() -> bool:
-    # Emulated bfloat16 is slower than float32. Measured with it in hardware, one thread, images per second of training
-    # in float32 / channels last / both: 150 / 177 / 326 at widths 32-64-128, 484 / 566 / 913 at 16-32-64, 961 / 1253 /
-    # 1510 at 8-16-32.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _as_fast(inputs: Tensor) -> Tensor:
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-
-
-def _fast_layout(module: nn.Module) -> nn.Module:
-    if any(parameter.ndim == 5 for parameter in module.parameters()):
-        return module  # torch refuses this layout for volumes
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _plain_layout(module: nn.Module) -> nn.Module:
-    return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
