@@ -21,10 +21,10 @@ def rows(inputs: Arrays) -> int:
         MeasurementError: there is no array, an array without axes, or arrays disagree in the number of examples.
     """
     shapes = {"input": inputs.shape} if isinstance(inputs, np.ndarray) else {k: v.shape for k, v in inputs.items()}
-    counts = {shape[0] if shape else None for shape in shapes.values()}
-    if len(counts) != 1 or None in counts:
+    counts = {shape[0] if shape else -1 for shape in shapes.values()}
+    if len(counts) != 1 or -1 in counts:
         raise MeasurementError(f"inputs: expected arrays with the same number of examples, got shapes {shapes}")
-    return next(count for count in counts if count is not None)
+    return int(counts.pop())
 
 
 class Session(Protocol):

@@ -123,6 +123,50 @@ class Artifact(Record):
     layers: tuple[LayerReport, ...]
 
 
+class ClassChange(Record):
+    """What compression did to one class, dense and compressed model on the same examples.
+
+    Attributes:
+        target: index of the class.
+        examples: of this class.
+        dense, compressed: recall, the share of the class' examples that the model gets right, with its interval.
+        change: compressed - dense recall, with its paired interval; below 0 is worse.
+        impact: Welch's t of the class' change against that of all other examples; below 0: the class loses more than
+            the others. None if there is nothing to compare: one example, or no example that changed.
+        p_value: two-sided, of `impact`; not corrected for the number of classes.
+    """
+
+    target: Annotated[int, Field(ge=0)]
+    examples: Annotated[int, Field(ge=1)]
+    dense: Estimate
+    compressed: Estimate
+    change: Estimate
+    impact: float | None = None
+    p_value: float | None = None
+
+
+class Fairness(Record):
+    """What compression did to each class: an accuracy that hardly moves can hide a class that is lost.
+
+    Attributes:
+        classes: those with examples, by index.
+        overall: change of the accuracy over all examples, with its paired interval.
+        worst_class: index of the class with the largest drop of recall; the first of several.
+        worst_class_drop: its dense - compressed recall; below 0 if every class gained. The interval is of the largest
+            drop over all classes, whichever class it is.
+        pies: indices of the examples on which most compressed models disagree with most dense ones
+            (pruning-identified exemplars); None if only one model of each was compared.
+        models: how many models of each kind `pies` rests on.
+    """
+
+    classes: Annotated[tuple[ClassChange, ...], Field(min_length=1)]
+    overall: Estimate
+    worst_class: int
+    worst_class_drop: Estimate
+    pies: tuple[int, ...] | None = None
+    models: int | None = None
+
+
 class Measurement(Record):
     """Everything measured of one artifact at one fidelity.
 
@@ -135,6 +179,7 @@ class Measurement(Record):
         seconds: part name (``"compress"``, ``"recover"``, ``"export"``, ``"quality"``, ``"latency"``) -> wall time.
         cached: answered from an earlier evaluation of the same physical candidate.
         warnings: what a reader should know, in words.
+        fairness: change per class on the same split; None for a task that is no classification.
     """
 
     plan_key: str
@@ -148,6 +193,7 @@ class Measurement(Record):
     seconds: dict[str, float] = Field(default_factory=dict)
     cached: bool = False
     warnings: tuple[str, ...] = ()
+    fairness: Fairness | None = None
 
 
 def check_values(values: dict[str, Estimate], names: tuple[str, ...]) -> None:
