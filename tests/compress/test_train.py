@@ -11,18 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from autocompress.compress.masks import Masks
-from autocompress.compress.prune import cut_channels
+from autocompress.compress.masks import FixedMasks, Masks
 from autocompress.compress.state import load_module, module_digest, save_module, save_tensors, tensors_digest
 from autocompress.compress.statistics import Statistics, collect_statistics
-from autocompress.compress.structure import evaluate, find_structure
-from autocompress.compress.train import batches, distillation_loss, one_cycle, recalibrate_bn, recover, train_base
-from autocompress.errors import CompressionError
+from autocompress.compress.structure import evaluate
+from autocompress.compress.train import Trainer, batches, one_cycle, recalibrate_bn, train_base
+from autocompress.errors import CompressionError, TaskError
+from autocompress.inputs import forward
 from autocompress.models.resnet import resnet_cifar
-from autocompress.records import ChannelCut, Plan
-from autocompress.task import Recipe, Task
+from autocompress.task import Recipe, Task, fetch
 
 
 def toy(n: int = 160, **change: object) -> Task:
@@ -89,20 +88,6 @@ def test_the_cycle_rises_once_to_its_peak_and_falls_to_almost_nothing(steps: int
         assert rates[-1] < 0.02 * peak
 
 
-def test_distillation_is_hintons_formula() -> None:
-    s, t = torch.randn(5, 4), torch.randn(5, 4)
-    hard = nn.functional.cross_entropy(s, torch.tensor([0, 1, 2, 3, 0]))
-    p, q = torch.softmax(t / 3, 1), torch.softmax(s / 3, 1)
-    kl = sum(float(p[i, j]) * float((p[i, j] / q[i, j]).log()) for i in range(5) for j in range(4)) / 5
-    assert float(distillation_loss(s, t, hard)) == pytest.approx(0.1 * float(hard) + 0.9 * 9 * kl, rel=1e-4)
-    assert float(distillation_loss(s, s, torch.tensor(0.0))) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_outputs_that_are_no_logits_are_compared_by_their_squares() -> None:
-    s, t = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [4.0]])
-    assert float(distillation_loss(s, t, torch.tensor(1.0))) == pytest.approx(0.1 + 0.9 * 2.5)
-
-
 def test_base_training_learns_repeats_and_leaves_its_input_alone() -> None:
     task = toy()
     module = task.build()
@@ -120,25 +105,153 @@ def test_base_training_learns_repeats_and_leaves_its_input_alone() -> None:
     assert module_digest(train_base(task, module, seed=2)) != module_digest(first)
 
 
-def test_recovery_brings_back_a_cut_network_and_keeps_its_masks() -> None:
+def trainer(task: Task, teacher: nn.Module, *, epochs: float, **change: object) -> Trainer:
+    return Trainer(task=task, teacher=teacher, epochs=epochs, seed=0, **change)  # type: ignore[arg-type]
+
+
+def test_recovery_brings_back_a_damaged_network_and_leaves_its_inputs_alone() -> None:
     task = toy()
     teacher = train_base(task, task.build(), seed=0)
-    example = task.example_input()
-    structure = find_structure(teacher, example)
-    cuts = tuple(
-        ChannelCut(group=g.name, keep=4, criterion="magnitude") for g in sorted(structure.groups, key=lambda g: g.name)
-    )
-    cut = cut_channels(teacher, Plan(cuts=cuts), structure, Statistics({}), example=example, seed=0)
-    masks = Masks({"body.1.c1": torch.rand(4, 4, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5})
-    before = module_digest(teacher), module_digest(cut)
-    result = recover(cut.requires_grad_(False), teacher, task, epochs=6.0, seed=0, masks=masks)
-    assert (module_digest(teacher), module_digest(cut)) == before
+    damaged = copy.deepcopy(teacher)
+    generator = torch.Generator().manual_seed(0)
+    for part in damaged.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data *= torch.rand(part.weight.shape, generator=generator) < 0.4
+    before, state = (module_digest(teacher), module_digest(damaged)), torch.random.get_rng_state()
+    teach = trainer(task, teacher, epochs=6.0)
+    result = teach.train(damaged.requires_grad_(False), key="a")
+    assert (module_digest(teacher), module_digest(damaged)) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert not any(p.requires_grad for p in result.parameters())
-    weight = result.get_submodule("body.1.c1").get_parameter("weight")
-    assert not weight[~masks.kept["body.1.c1"]].any()
-    assert (weight[masks.kept["body.1.c1"]] != 0).all()
-    recovered, inherited = (accuracy(recalibrate_bn(m, task), task) for m in (result, cut))
+    assert not result.training
+    assert module_digest(teach.train(damaged, key="a")) == module_digest(result)
+    assert module_digest(teach.train(damaged, key="b")) != module_digest(result)
+    recovered, inherited = (accuracy(recalibrate_bn(m, task), task) for m in (result, damaged))
     assert recovered > max(0.6, inherited + 0.1)  # chance is 0.25
+
+
+def test_hooks_act_at_their_points_and_in_their_order() -> None:
+    task = toy(recipe=Recipe(epochs=1, batch_size=80))
+    said: list[tuple[str, str, int, int]] = []
+
+    class Watcher:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.weight = torch.empty(0)
+
+        def say(self, point: str, step: int, steps: int) -> None:
+            said.append((self.name, point, step, steps))
+
+        def begin(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+            assert module is not dense
+            assert any(p is module.get_parameter("fc.weight") for p in optimizer.param_groups[0]["params"])
+            self.say("begin", -1, -1)
+
+        def before_forward(self, module: nn.Module, step: int, steps: int) -> None:
+            assert module.get_parameter("fc.weight").grad is None
+            self.weight = module.get_parameter("fc.weight").detach().clone()
+            self.say("before_forward", step, steps)
+
+        def before_update(self, module: nn.Module, step: int, steps: int) -> None:
+            weight = module.get_parameter("fc.weight")
+            assert weight.grad is not None
+            assert weight.grad.any()
+            assert torch.equal(weight, self.weight)
+            self.say("before_update", step, steps)
+
+        def after_update(self, module: nn.Module, step: int, steps: int) -> None:
+            assert not torch.equal(module.get_parameter("fc.weight"), self.weight)
+            self.say("after_update", step, steps)
+
+        def finish(self, module: nn.Module) -> None:
+            self.say("finish", -1, -1)
+
+    dense = task.build()
+    trainer(task, dense, epochs=1.0).train(dense, key="a", hooks=[Watcher("x"), Watcher("y")])
+    points = ("before_forward", "before_update", "after_update")
+    assert said == [
+        *((name, "begin", -1, -1) for name in "xy"),
+        *((name, point, step, 2) for step in range(2) for point in points for name in "xy"),
+        *((name, "finish", -1, -1) for name in "xy"),
+    ]
+    said.clear()
+    trainer(task, dense, epochs=0.0).train(dense, key="a", hooks=[Watcher("x")])
+    assert said == [("x", "finish", -1, -1)]
+
+
+class Counts(nn.Module):
+    """Takes named token ids and a weight for each; answers with two logits per token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        assert ids.dtype == torch.int64
+        hidden = self.embed(ids) * scale.unsqueeze(-1)
+        return self.out(hidden), hidden
+
+
+class Named(Dataset[tuple[dict[str, Tensor], Tensor]]):
+    def __init__(self, n: int = 32) -> None:
+        self.ids = torch.randint(5, (n, 6), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
+        ids = self.ids[index]
+        return {"ids": ids, "scale": torch.ones(6)}, (ids > 2).long()
+
+
+def tokens(**recipe: object) -> Task:
+    torch.manual_seed(0)
+    return toy(
+        model=Counts,
+        train=Named(),
+        loss=lambda outputs, targets: nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten()),
+        recipe=Recipe(**{"epochs": 8, "learning_rate": 0.05, "batch_size": 8, **recipe}),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_named_integer_inputs_and_several_outputs_are_trained(optimizer: str) -> None:
+    task = tokens(optimizer=optimizer)
+    inputs, targets = fetch(task.train, torch.arange(32))
+    trained = train_base(task, task.build(), seed=0)
+    again = trainer(task, trained, epochs=1.0).train(trained, key="a")
+    for module in (trained, again):
+        assert (forward(module, inputs).argmax(-1) == targets).all()
+
+
+def test_adamw_and_clipping_are_torchs_own() -> None:
+    task = tokens(optimizer="adamw", clip=0.01, epochs=1, batch_size=32, weight_decay=0.3)
+    module = task.build()
+    got = train_base(task, module, seed=0)
+    naive = copy.deepcopy(module).train()
+    inputs, targets = fetch(task.train, torch.arange(32))  # one step on all examples: their order has no say
+    torch.autograd.backward(task.loss(forward(naive, inputs), targets))
+    norm = nn.utils.clip_grad_norm_(naive.parameters(), 0.01)
+    assert norm > 0.01
+    torch.optim.AdamW(naive.parameters(), lr=0.05, weight_decay=0.3).step()
+    for name, parameter in got.named_parameters():
+        torch.testing.assert_close(parameter, naive.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+def test_recipes_that_cannot_train_are_refused() -> None:
+    with pytest.raises(TaskError, match=r"recipe.optimizer: expected 'sgd' or 'adamw', got 'rmsprop'"):
+        Recipe(optimizer="rmsprop")  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match=r"recipe.clip: expected a norm > 0, or None for no limit, got 0\.0"):
+        Recipe(clip=0.0)
+
+
+def test_steps_are_shares_of_the_epochs() -> None:
+    task = toy()  # five full batches
+    one = trainer(task, task.build(), epochs=4.0)
+    assert [one.steps(), one.steps(0.5), one.steps(0.001), one.scaled(0.25).steps(), one.scaled(0.0).steps()] == [
+        20, 10, 1, 5, 0,
+    ]  # fmt: skip
 
 
 def test_every_step_runs_inside_the_guard() -> None:
@@ -161,7 +274,7 @@ def test_every_step_runs_inside_the_guard() -> None:
         assert inside
         return nn.functional.cross_entropy(outputs, targets)
 
-    recover(module, module, toy(loss=watched), epochs=0.5, seed=0, guard=guard)
+    trainer(toy(loss=watched), module, epochs=0.5, guard=guard).train(module, key="a")
     assert entered["steps"] == 2  # half of five full batches, rounded to even
     recalibrate_bn(module, task, batches=3, batch_size=32, guard=guard)
     assert entered["steps"] == 5
@@ -170,22 +283,24 @@ def test_every_step_runs_inside_the_guard() -> None:
 def test_no_epochs_give_an_untrained_copy_with_its_masks() -> None:
     task = toy()
     module = task.build()
-    assert module_digest(recover(module, module, task, epochs=0.0, seed=0)) == module_digest(module)
-    masks = Masks({"fc": torch.zeros(4, 8, dtype=torch.bool)})
-    assert not recover(module, module, task, epochs=0.0, seed=0, masks=masks).get_submodule("fc").weight.any()
+    teach = trainer(task, module, epochs=0.0)
+    assert module_digest(teach.train(module, key="a")) == module_digest(module)
+    masks = FixedMasks(Masks({"fc": torch.zeros(4, 8, dtype=torch.bool)}))
+    assert not teach.train(module, key="a", hooks=[masks]).get_submodule("fc").weight.any()
+    assert module.get_submodule("fc").weight.all()
 
 
 def test_a_tiny_fraction_is_still_one_step_and_a_small_split_one_batch() -> None:
     task = toy(n=7)
     module = task.build()
-    assert module_digest(recover(module, module, task, epochs=0.01, seed=0)) != module_digest(module)
+    assert module_digest(trainer(task, module, epochs=0.01).train(module, key="a")) != module_digest(module)
 
 
 @pytest.mark.parametrize("epochs", [-1.0, float("nan"), float("inf")])
 def test_epochs_out_of_range_are_refused(epochs: float) -> None:
     task = toy()
     with pytest.raises(CompressionError, match="recovery epochs: expected a number >= 0"):
-        recover(task.build(), task.build(), task, epochs=epochs, seed=0)
+        trainer(task, task.build(), epochs=epochs)
 
 
 def test_a_loss_that_diverges_stops_with_its_step() -> None:
@@ -224,7 +339,7 @@ def test_volumes_are_trained_too() -> None:
     data = TensorDataset(torch.randn(8, 1, 4, 4, 4), torch.arange(8) % 2)
     module = nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2), nn.Flatten(), nn.Linear(16, 2))
     task = toy(train=data, recipe=Recipe(epochs=1, batch_size=4))
-    trained = recover(train_base(task, module, seed=0), module, task, epochs=1.0, seed=0)
+    trained = trainer(task, module, epochs=1.0).train(train_base(task, module, seed=0), key="a")
     assert evaluate(recalibrate_bn(trained, task), data.tensors[0]).shape == (8, 2)
 
 
@@ -247,7 +362,7 @@ def test_only_the_training_split_is_read() -> None:
     task = toy(**splits, recipe=Recipe(epochs=1, batch_size=32))
     module = train_base(task, task.build(), seed=0)
     collect_statistics(module, task, batches=1, seed=0)
-    recalibrate_bn(recover(module, module, task, epochs=1, seed=0), task)
+    recalibrate_bn(trainer(task, module, epochs=1.0).train(module, key="a"), task)
     assert set(asked) == {"train"}
 
 
