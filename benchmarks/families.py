@@ -1,0 +1,333 @@
+"""What is found and cut in every family of networks: the table of docs/families.md.
+
+For each network: which groups are found, which weights can shrink, what stays dense and why; that cutting nothing
+changes nothing; and that cutting half of every group together keeps the output's shape and computes what the dense
+network computes with the removed units masked. Multiply-adds are torch's own count, not ours.
+
+    python benchmarks/families.py --write docs/families.md
+    python benchmarks/families.py --only LSTM --json families.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from autocompress.compress.coupling import Units, find_units
+from autocompress.compress.prune import cut_channels, origin
+from autocompress.compress.statistics import Statistics
+from autocompress.compress.structure import find_structure
+from autocompress.inputs import Inputs, apply, forward
+from autocompress.records import ChannelCut, Structure
+from autocompress.references import load_object
+
+# By path, so that this file also works where its folder is no place to import from.
+CASES: tuple[Any, ...] = load_object(f"{Path(__file__).resolve().with_name('family_cases.py')}:CASES")
+#: Largest difference from the masked network, relative to its largest output, both in double precision.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found in one network.
+
+    Attributes:
+        name, size: of the case.
+        groups: kind of group -> how many.
+        blocks, layers: how many.
+        share: of the parameters, those that shrink with some group.
+        left_dense: reason -> names of the layers.
+        unchanged: largest difference of the output after cutting nothing.
+        mixing: groups for which removing is not masking.
+        shape_kept: the output's shape after cutting half of every group.
+        parity: largest difference from the masked network after cutting half of every group that does not mix,
+            relative to the largest output; None if all mix.
+        effect: the same between the dense and the masked network: what parity is to be judged by.
+        macs, parameters: shares that are left after cutting half of every group.
+        seconds: for finding the structure.
+        problem: what is not as it must be; empty if all is.
+    """
+
+    name: str
+    size: str
+    groups: dict[str, int] = field(default_factory=dict)
+    blocks: int = 0
+    layers: int = 0
+    share: float = 0.0
+    left_dense: dict[str, list[str]] = field(default_factory=dict)
+    unchanged: float | None = None
+    mixing: int = 0
+    shape_kept: bool = False
+    parity: float | None = None
+    effect: float | None = None
+    macs: float = 1.0
+    parameters: float = 1.0
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def check(case: Any) -> Row:
+    """Find, cut and compare one network; whatever goes wrong is in `Row.problem`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = case.build().eval()
+        _randomize(module)
+    example = case.example()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    began = time.perf_counter()
+    structure = find_structure(module, example)
+    seconds = time.perf_counter() - began
+    units = find_units(module, example)
+    mixing = {group.name for group in structure.groups if units[group.name].mixes}
+    dense = _output(module, example)
+
+    same = _cut(module, structure, example, {group.name: group.width for group in structure.groups})
+    unchanged = float((_output(same, example) - dense).abs().max())
+    halves = {group.name: max(1, group.width // 2) for group in structure.groups}
+    half = _cut(module, structure, example, halves)
+    parity = effect = None
+    if len(mixing) < len(halves):
+        plain = {name: keep for name, keep in halves.items() if name not in mixing}
+        cut = _cut(module, structure, example, plain) if mixing else half
+        masked = _masked(module, cut, [units[name] for name in plain])
+        expected = _output(masked, example)
+        scale = float(expected.abs().max())
+        parity = float((_output(cut, example) - expected).abs().max()) / scale
+        effect = float((dense - expected).abs().max()) / scale
+    if any(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items()):
+        raise RuntimeError(f"{case.name}: the module was changed")
+    row = Row(
+        name=case.name,
+        size=case.size,
+        groups=dict(sorted(Counter(group.kind for group in structure.groups).items())),
+        blocks=len(structure.blocks),
+        layers=len(structure.layers),
+        share=_share(module, structure),
+        left_dense=_reasons(structure),
+        unchanged=unchanged,
+        mixing=len(mixing),
+        shape_kept=_output(half, example).shape == dense.shape,
+        parity=parity,
+        effect=effect,
+        macs=count_macs(half, example) / count_macs(module, example),
+        parameters=_size(half) / _size(module),
+        seconds=seconds,
+    )
+    return Row(**{**asdict(row), "problem": _problem(row, case.kinds)})
+
+
+def _problem(row: Row, kinds: frozenset[str]) -> str:
+    found = []
+    if set(row.groups) != kinds:
+        found.append(f"groups: expected {sorted(kinds)}, got {sorted(row.groups)}")
+    if row.unchanged != 0.0:
+        found.append(f"cutting nothing changes the output by {row.unchanged:.1e}")
+    if not row.shape_kept:
+        found.append("the output's shape changes")
+    if row.parity is not None and not row.parity <= TOLERANCE:
+        found.append(f"removing is not masking: {row.parity:.1e} where masking changes {row.effect:.1e}")
+    if row.effect is not None and not row.effect > 1e-3:
+        found.append(f"masking changes nothing ({row.effect:.1e}), so that parity says nothing")
+    if not row.macs < 1.0 or not row.parameters < 1.0:
+        found.append(f"nothing is saved: {row.macs:.2f} of the multiply-adds, {row.parameters:.2f} of the parameters")
+    return "; ".join(found)
+
+
+def _cut(module: nn.Module, structure: Structure, example: Inputs, keep: dict[str, int]) -> nn.Module:
+    cuts = [ChannelCut(group=name, keep=kept, criterion="magnitude") for name, kept in sorted(keep.items())]
+    return cut_channels(module, cuts, structure, Statistics({}), example=example, seed=0)
+
+
+def _masked(module: nn.Module, cut: nn.Module, groups: Sequence[Units]) -> nn.Module:
+    """A copy of the dense network in which nothing reads the units that `cut` has lost."""
+    masked = copy.deepcopy(module)
+    lost = [(units, _lost(module, cut, units)) for units in groups]
+    with torch.no_grad():
+        for units, removed in lost:
+            for (name, axis), positions in units.positions.items():
+                if axis == _input_axis(masked, name):
+                    masked.get_parameter(name).index_fill_(axis, positions[removed].flatten(), 0.0)
+    return masked
+
+
+def _lost(module: nn.Module, cut: nn.Module, units: Units) -> Tensor:
+    """The group's units that `cut` lacks, by where the weights that it has come from."""
+    kept_positions = origin(cut).positions
+    for (name, axis), positions in units.positions.items():
+        if name in kept_positions:
+            shape = module.get_parameter(name).shape
+            kept = (kept_positions[name] // shape[axis + 1 :].numel() % shape[axis]).unique()
+            return (~torch.isin(positions, kept).all(dim=1)).nonzero().flatten()
+    return torch.zeros(0, dtype=torch.int64)
+
+
+def _input_axis(module: nn.Module, name: str) -> int | None:
+    """Axis of a parameter along which a layer reads its input; None if it reads none with it."""
+    path, _, last = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if isinstance(owner, nn.Embedding) or "weight" not in last or module.get_parameter(name).ndim < 2:
+        return None
+    return 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d) else 1
+
+
+@torch.no_grad()
+def _randomize(module: nn.Module) -> None:
+    """Weights that hide nothing: attention that looks somewhere, no zero shift, statistics that differ by channel."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            parameter.copy_(torch.randn(parameter.shape) * (2.0 / parameter[0].numel()) ** 0.5)
+        elif name.endswith("bias"):
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+        else:
+            parameter.copy_(torch.rand(parameter.shape) + 0.5)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(torch.randn(buffer.shape) * 0.1)
+        elif name.endswith("running_var"):
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+
+
+@torch.no_grad()
+def _output(module: nn.Module, example: Inputs) -> Tensor:
+    """The output in double precision, so that differences are those of the networks, not of rounding."""
+    double = copy.deepcopy(module).double()
+    return forward(double, apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example))
+
+
+def count_macs(module: nn.Module, example: Inputs) -> int:
+    """Multiply-adds of a batch as torch counts them, attention's own products included."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    # Nothing is counted inside fused kernels; for recurrent layers in double precision there are none.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            _output(module, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return int(counter.get_total_flops()) // 2
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _share(module: nn.Module, structure: Structure) -> float:
+    shrinking = {
+        id(t): t.numel() for g in structure.groups for u in g.uses if (t := _parameter(module, u.parameter)) is not None
+    }
+    return sum(shrinking.values()) / _size(module)
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter, or None for a buffer."""
+    path, _, last = name.rpartition(".")
+    found = getattr(module.get_submodule(path), last)
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def _reasons(structure: Structure) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for entry in structure.left_dense:
+        reasons.setdefault(entry.reason, []).append(entry.name)
+    return reasons
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The document, in Markdown."""
+    found, cut, dense = [], [], []
+    for row in rows:
+        groups = ", ".join(f"{count} {kind}" for kind, count in row.groups.items()) or "none"
+        found.append(
+            f"| {row.name} | {row.size} | {groups} | {row.blocks} | {row.layers} | {row.share:.0%} "
+            f"| {row.seconds:.1f} |"
+        )
+        parity = "mixes" if row.parity is None else f"{row.parity:.0e}" + (" (others mix)" if row.mixing else "")
+        unchanged = "failed" if row.unchanged is None else f"{row.unchanged:g}"
+        cut.append(
+            f"| {row.name} | {unchanged} | {'kept' if row.shape_kept else 'changed'} | {parity} "
+            f"| {row.macs:.0%} | {row.parameters:.0%} | {row.problem or 'none'} |"
+        )
+        for reason, names in row.left_dense.items():
+            shown = ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            dense.append(f"| {row.name} | {shown} | {reason.replace('|', '/')} |")
+    return PAGE.format(found="\n".join(found), cut="\n".join(cut), dense="\n".join(dense), count=len(rows))
+
+
+PAGE = """# Families of networks
+
+Written by `python benchmarks/families.py --write docs/families.md`; do not edit. {count} networks, each with random
+weights, two examples a batch, on two CPU cores. Sizes are reduced where the full size would be slow: the structure is
+that of the full size.
+
+## What is found
+
+Groups are sets of units that can only be cut together: channels, attention heads, hidden units of recurrent layers.
+Blocks can be left out whole. "Can shrink" is the share of all parameters that lie in weights which some group shrinks.
+
+| family | size | groups | blocks | layers | can shrink | seconds |
+|---|---|---|---|---|---|---|
+{found}
+
+## What is cut
+
+"Nothing cut" is the largest difference of the output after a cut that keeps every unit; it must be 0. Then half of
+every group is cut together. "Parity" is the largest difference from the dense network in which nothing reads the
+removed units, relative to the largest output, in double precision. Where a LayerNorm or GroupNorm sees all units of a
+group, removing is not masking: those groups are left out of the comparison ("others mix", "mixes" if it is all
+of them), and only the shape is checked. Multiply-adds are torch's own count.
+
+| family | nothing cut | output's shape | parity | multiply-adds left | parameters left | problems |
+|---|---|---|---|---|---|---|
+{cut}
+
+## What is left dense, and why
+
+Masks, quantization and factorization still apply where a layer is listed among the layers.
+
+| family | layers | reason |
+|---|---|---|
+{dense}
+"""
+
+
+def main() -> int:
+    """Check all networks, or some; 1 if something is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--write", type=Path, help="Markdown file")
+    parser.add_argument("--json", type=Path, help="the same with every name, as JSON")
+    options = parser.parse_args()
+    rows, failed = [], 0
+    for case in CASES:
+        if options.only.lower() not in case.name.lower():
+            continue
+        # The table has to show every network, also one that breaks something.
+        try:
+            row = check(case)
+        except Exception as error:  # noqa: BLE001
+            text = " ".join(str(error).split())[:200]
+            row = Row(name=case.name, size=case.size, problem=f"{type(error).__name__}: {text}")
+        rows.append(row)
+        failed += bool(row.problem)
+        print(f"{row.name:36} {row.seconds:5.1f} s  {row.groups}  {row.problem or 'as it must be'}", flush=True)
+    if options.write:
+        options.write.write_text(page(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

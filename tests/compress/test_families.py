@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.references import load_object
+
+FAMILIES = Path(__file__).resolve().parents[2] / "benchmarks" / "families.py"
+CASES: dict[str, Any] = {case.name: case for case in load_object(f"{FAMILIES}:CASES")}
+check = load_object(f"{FAMILIES}:check")
+page = load_object(f"{FAMILIES}:page")
+count_macs = load_object(f"{FAMILIES}:count_macs")
+
+#: What can be cut, counted by hand from the architecture.
+EXPECTED = {
+    "LeNet-300-100": {"channels": 2},
+    "LeNet-5": {"channels": 3},
+    # Thirteen convolutions, two hidden linear layers.
+    "VGG-16 with flatten": {"channels": 15},
+    # A convolution inside each of eight blocks, and four stages.
+    "ImageNet ResNet-18": {"channels": 12},
+    # Two inside each of sixteen blocks, the stem, and four stages: the first block of the first projects.
+    "ImageNet ResNet-50": {"channels": 37},
+    # A convolution inside each of nine blocks, and three stages.
+    "CIFAR ResNet-20, projection": {"channels": 12},
+    # The first convolution, and three of each fire module.
+    "SqueezeNet 1.1": {"channels": 25},
+    # Ten convolutions down, four transposed ones, eight beside the maps of the encoder.
+    "U-Net": {"channels": 22},
+    # Each layer's heads and feed-forward part, the features of the tokens, BERT's pooler.
+    "ViT, separate Q, K, V": {"channels": 4, "heads": 3},
+    "ViT, fused QKV": {"channels": 4, "heads": 3},
+    "BERT-like, separate Q, K, V": {"channels": 5, "heads": 3},
+    "BERT-like, fused QKV": {"channels": 4, "heads": 3},
+    # Layers of one recurrent module have one size; the features of a token are another.
+    "Stacked LSTM": {"channels": 1, "hidden": 1},
+    "Stacked GRU": {"channels": 1, "hidden": 1},
+    "Character LSTM": {"channels": 1, "hidden": 1},
+    # The decoder starts from the encoder's state; source and target have their own tokens.
+    "Seq2seq, GRU": {"channels": 2, "hidden": 1},
+    "Seq2seq, LSTM": {"channels": 2, "hidden": 1},
+}
+FAST = (
+    "LeNet-300-100",
+    "LeNet-5",
+    "ViT, fused QKV",
+    "BERT-like, separate Q, K, V",
+    "Stacked LSTM",
+    "Seq2seq, GRU",
+    "Everything frozen",
+    "Shared weight",
+    "Tied embedding",
+    "Reused module",
+    "Functional layers",
+    "Hard-coded reshape",
+    "Dict in, tuple out",
+    "One-dimensional",
+    "Parametrized weight",
+)
+
+
+def hold(name: str) -> Any:
+    row = check(CASES[name])
+    assert row.problem == ""
+    if name in EXPECTED:
+        assert row.groups == EXPECTED[name]
+    return row
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_what_is_removed_is_what_would_be_masked(name: str) -> None:
+    hold(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CASES.keys() - set(FAST)))
+def test_so_it_is_in_every_other_family(name: str) -> None:
+    hold(name)
+
+
+def test_macs_are_those_counted_by_hand() -> None:
+    # Two examples of nine tokens; a layer of an LSTM multiplies four gates' weights, the head reads one mean each.
+    layers = 4 * 64 * ((32 + 64) + 2 * (64 + 64))
+    case = CASES["Stacked LSTM"]
+    assert count_macs(case.build().eval(), case.example()) == 2 * (9 * layers + 64 * 5)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    assert count_macs(conv, torch.rand(2, 3, 5, 5)) == 2 * 25 * 8 * 27
+
+
+def test_the_page_has_a_line_for_every_network_and_every_reason() -> None:
+    row = check(CASES["Hard-coded reshape"])
+    text = page([row])
+    assert text.count("| Hard-coded reshape |") == 2 + len(row.left_dense)
+    assert row.left_dense
+    assert all(reason in text for reason in row.left_dense)
