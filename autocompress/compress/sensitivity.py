@@ -1,34 +1,221 @@
-"""Sensitivity: how much the network's outputs change when one group alone is cut."""
+"""Sensitivity: how much the network suffers when one group, layer or block alone is compressed.
+
+References:
+    Li et al., 2017, "Pruning Filters for Efficient ConvNets" (loss per layer and level);
+    Dong et al., 2019, "HAWQ: Hessian AWare Quantization of Neural Networks with Mixed-Precision" (layers at low bits).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.compress.prune import cut_channels
+from autocompress.compress.activations import output_axis
+from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
-from autocompress.records import ChannelCut, Plan, Record, Structure
+from autocompress.errors import CompressionError
+from autocompress.inputs import Inputs, apply, batch_size, forward
+from autocompress.records import BlockDrop, ChannelCut, Criterion, Group, Record, Structure
+from autocompress.rng import derive_seed
+from autocompress.space.grid import allowed_widths
 from autocompress.task import Task, fetch, plain, size
+
+#: Shares of a group's units that are kept, by default.
+LEVELS = (0.75, 0.5, 0.25)
+Guard = Callable[[], AbstractContextManager[None]]
 
 
 class GroupSensitivity(Record):
-    """Effect of cutting one group.
+    """Effect of cutting one group alone.
 
     Attributes:
         group: its name.
-        width, keep: channels before and after.
-        kl: mean KL divergence from the dense model's predictions, in nats; 0 is no change.
+        width, keep: units before and after.
+        loss: increase of the task's validation loss; negative if the cut network is better.
+        kl: mean KL divergence from the dense model's predictions, in nats; 0 is no change. None where outputs are no
+            class scores.
     """
 
     group: str
     width: int
     keep: int
-    kl: float
+    loss: float
+    kl: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of what is compressed."""
+        return self.group
+
+    @property
+    def level(self) -> int:
+        """Units kept."""
+        return self.keep
+
+    @property
+    def full(self) -> int:
+        """The level without compression, at which nothing changes."""
+        return self.width
+
+
+class LayerSensitivity(Record):
+    """Effect of rounding one layer's weights alone; `loss` and `kl` as in `GroupSensitivity`."""
+
+    layer: str
+    bits: int
+    loss: float
+    kl: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of what is compressed."""
+        return self.layer
+
+    @property
+    def level(self) -> int:
+        """Bits per weight."""
+        return self.bits
+
+    @property
+    def full(self) -> int:
+        """The level without compression, at which nothing changes."""
+        return 32
+
+
+class BlockSensitivity(Record):
+    """Effect of leaving one block out; `loss` and `kl` as in `GroupSensitivity`."""
+
+    block: str
+    loss: float
+    kl: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of what is compressed."""
+        return self.block
+
+    @property
+    def level(self) -> int:
+        """0: the block is left out."""
+        return 0
+
+    @property
+    def full(self) -> int:
+        """The level without compression, at which nothing changes."""
+        return 1
+
+
+class Sensitivity(Record):
+    """What every single compression of a network costs, measured on the same examples.
+
+    Attributes:
+        loss: of the dense network.
+        groups: one entry per group and level.
+        layers: one per layer and number of bits.
+        blocks: one per block.
+    """
+
+    loss: float
+    groups: tuple[GroupSensitivity, ...] = ()
+    layers: tuple[LayerSensitivity, ...] = ()
+    blocks: tuple[BlockSensitivity, ...] = ()
+
+
+def measure_sensitivity(
+    task: Task,
+    dense: nn.Module,
+    structure: Structure,
+    statistics: Statistics,
+    *,
+    round_to: int,
+    levels: Sequence[float] = LEVELS,
+    bits: Sequence[int] = (),
+    blocks: bool = False,
+    criterion: Criterion = "magnitude",
+    examples: int = 512,
+    batches: int = 8,
+    seed: int,
+    guard: Guard = nullcontext,
+    on_done: Callable[[int, int], None] | None = None,
+) -> Sensitivity:
+    r"""Compress one thing at a time, recalibrate BN, and compare with the dense model on validation examples.
+
+    Two numbers tell the change: the increase of the task's loss, and :math:`KL(p \Vert q) = \sum_c p_c (\log p_c -
+    \log q_c)`, p the dense model's class probabilities and q the compressed one's, averaged over examples (and
+    positions). Accuracy is too coarse to order groups by.
+
+    Args:
+        task: its validation split is compared on, its training split recalibrates.
+        dense: in eval or train mode; never changed.
+        structure: groups, layers and blocks.
+        statistics: of the dense model, for the criterion.
+        round_to: the target's multiple of channels. Levels that are the same width after rounding (to the nearest, of
+            two the larger) are measured once; a group too narrow to be cut is left out.
+        levels: shares of a group's units to keep, in (0, 1).
+        bits: also round each layer's weights to these; symmetric, per output channel, 2^bits - 1 values from the
+            largest weight; 16 is half precision.
+        blocks: also leave out each block.
+        criterion: which units go.
+        examples: how many validation examples, at most, the first ones.
+        batches: of training data for the recalibration.
+        seed: of the random criterion.
+        guard: entered around each piece of work.
+        on_done: called with (done, in all) after each entry.
+
+    Raises:
+        CompressionError: an argument is out of range, a cut fails, or the dense model's loss is not finite.
+    """
+    _check_arguments(levels, bits, examples, batches)
+    example = task.example_input()
+    reference = _Reference(task, dense, examples, guard)
+    keeps = [(group, keep) for group in structure.groups for keep in _widths(group, levels, round_to)]
+    total = len(keeps) + len(bits) * len(structure.layers) + (len(structure.blocks) if blocks else 0)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if on_done is not None:
+            on_done(done, total)
+
+    groups = []
+    for group, keep in keeps:
+        cut = ChannelCut(group=group.name, keep=keep, criterion=criterion)
+        with guard():
+            module = cut_channels(
+                dense, (cut,), structure, statistics, example=example, seed=derive_seed(seed, "sensitivity")
+            )
+        loss, kl = reference.change(recalibrate_bn(module, task, batches=batches, guard=guard))
+        groups.append(GroupSensitivity(group=group.name, width=group.width, keep=keep, loss=loss, kl=kl))
+        step()
+    layers = []
+    probe = copy.deepcopy(dense)
+    for layer in structure.layers if bits else ():
+        weight = probe.get_parameter(layer.parameter).data
+        kept = weight.clone()
+        axis = 0 if layer.kind == "recurrent" else output_axis(probe.get_submodule(layer.name))
+        for number in bits:
+            weight.copy_(round_weights(kept, number, axis))
+            # Activation statistics are left alone, as they are when a network is quantized after its training.
+            loss, kl = reference.change(probe)
+            layers.append(LayerSensitivity(layer=layer.name, bits=number, loss=loss, kl=kl))
+            step()
+        weight.copy_(kept)
+    dropped = []
+    for block in structure.blocks if blocks else ():
+        with guard():
+            module = drop_blocks(dense, (BlockDrop(block=block.name),), structure, example=example)
+        loss, kl = reference.change(recalibrate_bn(module, task, batches=batches, guard=guard))
+        dropped.append(BlockSensitivity(block=block.name, loss=loss, kl=kl))
+        step()
+    return Sensitivity(loss=reference.loss, groups=tuple(groups), layers=tuple(layers), blocks=tuple(dropped))
 
 
 def group_sensitivity(
@@ -38,49 +225,128 @@ def group_sensitivity(
     statistics: Statistics,
     *,
     round_to: int,
+    levels: Sequence[float] = (0.5,),
     examples: int = 512,
     seed: int,
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    guard: Guard = nullcontext,
 ) -> list[GroupSensitivity]:
-    """Cut each group to half its width, alone, recalibrate BN, and compare with the dense model.
+    """The groups' entries of `measure_sensitivity`, by default of halving each."""
+    found = measure_sensitivity(
+        task,
+        dense,
+        structure,
+        statistics,
+        round_to=round_to,
+        levels=levels,
+        examples=examples,
+        seed=seed,
+        guard=guard,
+    )
+    return list(found.groups)
 
-    KL(p ‖ q) = Σ_c p_c (log p_c - log q_c), p the dense model's class probabilities, averaged over validation
-    examples. Divergence is used rather than accuracy, which is too coarse to order groups by.
+
+def round_weights(weight: Tensor, bits: int, axis: int) -> Tensor:
+    r"""Weights on a symmetric grid per output channel, :math:`s \, \mathrm{round}(w / s)`.
+
+    The step is :math:`s = \max |w| / (2^{bits - 1} - 1)` over the channel.
 
     Args:
-        task: its validation split is compared on, its training split recalibrates.
-        dense: in eval or train mode; never changed.
-        structure: the groups.
-        statistics: for the criteria.
-        round_to: the target's multiple of channels; a group too narrow to be halved is left out.
-        examples: how many validation examples, at most.
-        seed: of the recalibration batches.
-        guard: entered around each piece of work.
+        weight: any shape.
+        bits: from 2 to 8; 16 rounds to half precision.
+        axis: of the output channels.
 
     Returns:
-        One entry per group, in the structure's order.
+        A new tensor of the same shape; a channel of zeros stays so.
     """
-    data = plain(task.validation)
-    inputs, _ = fetch(data, torch.arange(min(examples, size(task.validation))))
-    reference = _log_probabilities(dense, inputs)
-    found = []
-    for group in structure.groups:
-        keep = max(round_to, group.width // 2 // round_to * round_to)
-        if keep >= group.width:
-            continue
-        plan = Plan(cuts=(ChannelCut(group=group.name, keep=keep, criterion="magnitude"),))
-        with guard():
-            cut = cut_channels(dense, plan, structure, statistics, example=task.example_input(), seed=seed)
-        cut = recalibrate_bn(cut, task, batches=8, guard=guard)
-        change = functional.kl_div(_log_probabilities(cut, inputs), reference, log_target=True, reduction="batchmean")
-        found.append(GroupSensitivity(group=group.name, width=group.width, keep=keep, kl=float(change)))
-    return found
+    if bits == 16:
+        return weight.half().to(weight.dtype)
+    others = [i for i in range(weight.ndim) if i != axis]
+    scale = weight.abs().amax(dim=others, keepdim=True) / (2 ** (bits - 1) - 1)
+    return torch.where(scale > 0, (weight / scale).round() * scale, 0.0)
 
 
-def _log_probabilities(module: nn.Module, inputs: Tensor) -> Tensor:
-    was_training = module.training
-    module.eval()
-    with torch.inference_mode():
-        outputs = torch.cat([functional.log_softmax(module(part), dim=-1) for part in torch.split(inputs, 128)])
-    module.train(was_training)
-    return outputs
+def divergence(dense: Tensor, other: Tensor, targets: Tensor) -> float | None:
+    """Mean KL divergence in nats between two networks' class predictions.
+
+    Args:
+        dense: scores of shape (n, ..., classes), or (n, classes, ...) as cross entropy takes them.
+        other: scores of the same shape.
+        targets: class indices, shape (n, ...).
+
+    Returns:
+        At least 0 up to rounding; None if targets are no class indices for these scores, as in regression.
+    """
+    if targets.is_floating_point() or dense.ndim < 2:
+        return None
+    if tuple(targets.shape) == (*dense.shape[:1], *dense.shape[2:]):
+        axis = 1
+    elif tuple(targets.shape) == tuple(dense.shape[:-1]):
+        axis = -1
+    else:
+        return None
+    if dense.shape[axis] < 2:
+        return None
+    p, q = (functional.log_softmax(scores.double(), dim=axis) for scores in (dense, other))
+    total = functional.kl_div(q, p, log_target=True, reduction="sum")
+    return float(total) / targets.numel()
+
+
+class _Reference:
+    """The dense model's answers on the examples that everything is compared on."""
+
+    def __init__(self, task: Task, dense: nn.Module, examples: int, guard: Guard) -> None:
+        self._task, self._guard = task, guard
+        chosen = torch.arange(min(examples, size(task.validation)))
+        self._inputs, self._targets = fetch(plain(task.validation), chosen)
+        self._outputs = self._answers(dense)
+        self.loss = self._loss(self._outputs)
+        if not isfinite(self.loss):
+            raise CompressionError(
+                f"sensitivity: expected a finite validation loss of the dense model, got {self.loss}; "
+                "look at its weights and at the task's loss"
+            )
+
+    def change(self, module: nn.Module) -> tuple[float, float | None]:
+        """Increase of the loss, and divergence."""
+        outputs = self._answers(module)
+        return self._loss(outputs) - self.loss, divergence(self._outputs, outputs, self._targets)
+
+    def _loss(self, outputs: Tensor) -> float:
+        return float(self._task.loss(outputs, self._targets))
+
+    def _answers(self, module: nn.Module) -> Tensor:
+        """The network's outputs in evaluation mode; every part's mode is put back."""
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        parts = []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                for start in range(0, batch_size(self._inputs), 128):
+                    with self._guard():
+                        parts.append(forward(module, _rows(self._inputs, start)))
+        finally:
+            for part, training in modes:
+                part.training = training
+        return torch.cat(parts)
+
+
+def _rows(inputs: Inputs, start: int) -> Inputs:
+    return apply(lambda tensor: tensor[start : start + 128], inputs)
+
+
+def _widths(group: Group, levels: Sequence[float], round_to: int) -> list[int]:
+    """Widths that the levels mean for a group, falling, without its own."""
+    allowed = allowed_widths(group.width, group.multiple(round_to))
+    wanted = {min(allowed, key=lambda keep: (abs(keep - level * group.width), -keep)) for level in levels}
+    return sorted(wanted - {group.width}, reverse=True)
+
+
+def _check_arguments(levels: Sequence[float], bits: Sequence[int], examples: int, batches: int) -> None:
+    bad = [level for level in levels if not 0.0 < level < 1.0]
+    if bad:
+        raise CompressionError(f"sensitivity: levels: expected shares to keep in (0, 1), got {bad[0]}")
+    wrong = [number for number in bits if number != 16 and not 2 <= number <= 8]
+    if wrong:
+        raise CompressionError(f"sensitivity: bits: expected 16, or 2 to 8, got {wrong[0]}")
+    if examples < 1 or batches < 1:
+        raise CompressionError(f"sensitivity: expected examples and batches >= 1, got {examples} and {batches}")

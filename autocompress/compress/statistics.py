@@ -191,10 +191,13 @@ def collect_statistics(
         seed: of the choice of examples.
 
     Raises:
-        CompressionError: a weight, gradient or activation is not finite, or the loss reaches no parameter.
+        CompressionError: a weight, gradient or activation is not finite, the loss reaches no parameter, or
+            there are no examples.
     """
     if batches < 1 or batch_size < 1:
         raise CompressionError(f"statistics: expected batches and batch_size >= 1, got {batches} and {batch_size}")
+    if size(task.train) == 0:
+        raise CompressionError(f"statistics: expected training examples of {task.name!r}, got none")
     _refuse_bad_weights(module)
     # Evaluation mode: the question is what removing a weight does to the network as it ships.
     probe = copy.deepcopy(module).requires_grad_(True).eval()
@@ -216,8 +219,6 @@ def collect_statistics(
                         _add(squares, name, parameter.grad.square())
                 probe.zero_grad(set_to_none=True)
                 used, count = used + 1, len(targets)
-    if used == 0:
-        raise CompressionError(f"statistics: expected training examples of {task.name!r}, got none")
     if not sums:
         raise CompressionError(f"statistics: the loss of {task.name!r} reaches no parameter of {type(module).__name__}")
     gradients = {name: total / used for name, total in sums.items()}
