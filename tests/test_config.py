@@ -236,9 +236,9 @@ BAD_SPACES = [
         "step: 1e-9",
         "space.yaml:3: groups.sparsity: expected a step that gives at most 10000 values, got 1e-09",
     ),
-    ("[32, 8]", "[32, 3]", "space.yaml:5: layers.bits.choices[1]: expected 32 or 8, got 3"),
+    ("[32, 8]", "[32, 1]", "space.yaml:5: layers.bits.choices[1]: expected 32, 16, 8, 7, 6, 5, 4, 3 or 2, got 1"),
     ("[32, 8]", "[8, 8]", "space.yaml:5: layers.bits.choices: expected distinct choices, got [8, 8]"),
-    ("[32, 8]", "[]", "space.yaml:5: layers.bits.choices: expected a list of at least 1, each 32 or 8, got []"),
+    ("[32, 8]", "[]", "layers.bits.choices: expected a list of at least 1, each 32, 16, 8, 7, 6, 5, 4, 3 or 2, got []"),
     ("per: layer", "per: layers", "expected 'layer', 'group' or 'model' (did you mean 'layer'?), got 'layers'"),
     (
         "[structured, none]",
@@ -256,9 +256,10 @@ BAD_SPACES = [
     (
         "layers:",
         "overrides: [{match: a}]\nlayers:",
-        "space.yaml:4: overrides[0]: expected strategy, criterion, sparsity or bits for 'a', got none of them",
+        "space.yaml:4: overrides[0]: expected strategy, criterion, reduction, pattern, sparsity, bits, weights, "
+        "rank, clusters or block for 'a', got none of them",
     ),
-    (SPACE, "groups: {strategy: [none]}\n", "space.yaml:1: expected a choice of width, groups.strategy or layers.bits"),
+    (SPACE, "groups: {strategy: [none]}\n", "space.yaml:1: expected a choice of width, groups.strategy, blocks"),
     (
         SPACE,
         "width: {low: 0.5, high: 1.5, step: 0.5}\n",
@@ -277,7 +278,7 @@ def test_bad_space_is_told_with_its_own_file_and_line(folder: Path, old: str, ne
 
 def test_all_problems_of_study_and_space_are_told_at_once(folder: Path) -> None:
     (folder / "study.yaml").write_text(GOOD.replace("24", "0").replace("threads: 2", "threads: 0"))
-    (folder / "space.yaml").write_text(SPACE.replace("[32, 8]", "[3]"))
+    (folder / "space.yaml").write_text(SPACE.replace("[32, 8]", "[1]"))
     with pytest.raises(ConfigError) as caught:
         load_study("study.yaml")
     assert [line.split(" expected")[0] for line in str(caught.value).splitlines()] == [

@@ -5,174 +5,76 @@ from __future__ import annotations
 import importlib.resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from autocompress.errors import ConfigError
-from autocompress.records import Bits, Criterion, Strategy
 from autocompress.space.explain import nearest, validate
-from autocompress.space.grid import grid_of
+from autocompress.space.options import (
+    BlockChoices,
+    Distillations,
+    GroupChoices,
+    LayerChoices,
+    NamePattern,
+    Orders,
+    Override,
+    Part,
+    Quantizers,
+    Schedules,
+    ShareRange,
+)
 from autocompress.space.yaml import Document, parse_document, read_document
 
-NON_EMPTY = Field(min_length=1)
-ItemT = TypeVar("ItemT")
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Pattern = Annotated[str, Field(min_length=1)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SparsityRange(_Part):
-    """Shares that may be removed: ``low, low + step, ..., high``.
-
-    Attributes:
-        low, high: shares in [0, 1); `high` is on the grid.
-        step: distance of two neighbours.
-    """
-
-    low: Annotated[Number, Field(ge=0.0, lt=1.0)]
-    high: Annotated[Number, Field(ge=0.0, lt=1.0)]
-    step: Annotated[Number, Field(gt=0.0, lt=1.0)]
-
-    @model_validator(mode="after")
-    def _on_grid(self) -> SparsityRange:
-        grid_of(self.low, self.high, self.step)
-        return self
-
-
-class WidthRange(_Part):
-    """Global width multipliers: ``low, low + step, ..., high``.
-
-    Attributes:
-        low, high: multipliers in (0, 1]; `high` is on the grid.
-        step: distance of two neighbours.
-    """
-
-    low: Annotated[Number, Field(gt=0.0, le=1.0)]
-    high: Annotated[Number, Field(gt=0.0, le=1.0)]
-    step: Annotated[Number, Field(gt=0.0, lt=1.0)]
-
-    @model_validator(mode="after")
-    def _on_grid(self) -> WidthRange:
-        grid_of(self.low, self.high, self.step)
-        return self
-
-
-def _distinct(values: tuple[ItemT, ...]) -> tuple[ItemT, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError(f"expected distinct choices, got {list(values)}")
-    return values
-
-
-class GroupChoices(_Part):
-    """What is open for every group of coupled channels.
-
-    Attributes:
-        strategy: how a group may be pruned.
-        criterion: how its channels or weights may be scored.
-        sparsity: which shares may go; needed as soon as a strategy other than ``none`` is open.
-    """
-
-    strategy: Annotated[tuple[Strategy, ...], NON_EMPTY] = ("none",)
-    criterion: Annotated[tuple[Criterion, ...], NON_EMPTY] = ("magnitude",)
-    sparsity: SparsityRange | None = None
-
-    _distinct = field_validator("strategy", "criterion")(_distinct)
-
-    @model_validator(mode="after")
-    def _sparsity_is_there(self) -> GroupChoices:
-        if self.sparsity is None and any(strategy != "none" for strategy in self.strategy):
-            raise ValueError(
-                f"expected the key sparsity with low, high and step, because strategy offers {list(self.strategy)}, "
-                "got none"
-            )
-        return self
-
-
-class BitsChoices(_Part):
-    """Bit widths that are open.
-
-    Attributes:
-        choices: 32 is a float, 8 a quantized layer.
-        per: what shares one choice: each layer, the layers of each group, or the whole model.
-    """
-
-    choices: Annotated[tuple[Bits, ...], NON_EMPTY]
-    per: Literal["layer", "group", "model"] = "layer"
-
-    _distinct = field_validator("choices")(_distinct)
-
-
-class LayerChoices(_Part):
-    """What is open for every layer with weights."""
-
-    bits: BitsChoices | None = None
-
-
-class Override(_Part):
-    """Other choices for the names that match; a later override wins. What is not given stays as it was.
-
-    Attributes:
-        match: pattern, as of a shell, for names of groups (strategy, criterion, sparsity) and of layers (bits; of
-            groups where bits are chosen per group).
-    """
-
-    match: Pattern
-    strategy: Annotated[tuple[Strategy, ...], NON_EMPTY] | None = None
-    criterion: Annotated[tuple[Criterion, ...], NON_EMPTY] | None = None
-    sparsity: SparsityRange | None = None
-    bits: Annotated[tuple[Bits, ...], NON_EMPTY] | None = None
-
-    @field_validator("strategy", "criterion", "bits")
-    @classmethod
-    def _distinct(cls, values: tuple[ItemT, ...] | None) -> tuple[ItemT, ...] | None:
-        return None if values is None else _distinct(values)
-
-    @property
-    def changes_groups(self) -> bool:
-        """Something other than bits is given."""
-        return not (self.strategy is None and self.criterion is None and self.sparsity is None)
-
-    @model_validator(mode="after")
-    def _changes_something(self) -> Override:
-        if not self.changes_groups and self.bits is None:
-            raise ValueError(f"expected strategy, criterion, sparsity or bits for {self.match!r}, got none of them")
-        return self
-
-
-class SpaceConfig(_Part):
+class SpaceConfig(Part):
     """A search space before it meets a network.
 
     Attributes:
         width: multiplier on the width of every group that is searched; 1 if absent.
         groups: choices for each group of coupled channels.
         layers: choices for each layer with weights.
-        include, exclude: patterns, as of a shell, for names of groups and layers; `exclude` wins.
+        blocks: which blocks may be left out; none if absent.
+        schedule: how removal and training may alternate; a kind, or a mapping with its settings.
+        distillation: what the dense model may teach; likewise.
+        quantizer: how integer grids may be found; ``post``, ``aware``, or a mapping with the settings.
+        order: whether channels are cut before masks are chosen, or after.
+        include, exclude: patterns, as of a shell, for names of groups, layers and blocks; `exclude` wins.
         overrides: other choices for some names.
     """
 
-    width: WidthRange | None = None
+    width: ShareRange | None = None
     groups: GroupChoices = GroupChoices()
     layers: LayerChoices = LayerChoices()
-    include: Annotated[tuple[Pattern, ...], NON_EMPTY] = ("*",)
-    exclude: tuple[Pattern, ...] = ()
+    blocks: BlockChoices | None = None
+    schedule: Schedules | None = None
+    distillation: Distillations | None = None
+    quantizer: Quantizers | None = None
+    order: Orders | None = None
+    include: Annotated[tuple[NamePattern, ...], Field(min_length=1)] = ("*",)
+    exclude: tuple[NamePattern, ...] = ()
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="after")
     def _something_is_open(self) -> SpaceConfig:
-        settings = [
-            *[(o.strategy, o.bits) for o in self.overrides],
-            (self.groups.strategy, self.layers.bits.choices if self.layers.bits else None),
-        ]
-        prunes = any(strategy not in (None, ("none",)) for strategy, _ in settings)
-        quantizes = any(bits not in (None, (32,)) for _, bits in settings)
-        if self.width is None and not prunes and not quantizes:
+        bits = self.layers.bits
+        opened = (
+            self.width is not None,
+            self.layers.rank is not None,
+            self.layers.codebook is not None and self.layers.codebook.clusters != ("none",),
+            self.blocks is not None and self.blocks.choices != ("keep",),
+            self.groups.strategy != ("none",),
+            bits is not None and bits.choices != (32,),
+            *(o.strategy not in (None, ("none",)) for o in self.overrides),
+            *(o.bits not in (None, (32,)) for o in self.overrides),
+            *(o.clusters not in (None, ("none",)) for o in self.overrides),
+            *(o.block not in (None, ("keep",)) for o in self.overrides),
+            *(o.rank is not None for o in self.overrides),
+        )
+        if not any(opened):
             raise ValueError(
-                "expected a choice of width, groups.strategy or layers.bits, got a space in which only the dense "
-                "network exists"
+                "expected a choice of width, groups.strategy, blocks, layers.bits, layers.rank or layers.codebook, got "
+                "a space in which only the dense network exists"
             )
         return self
 

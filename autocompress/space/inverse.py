@@ -1,15 +1,14 @@
-"""From a plan back to parameters that mean it."""
+"""From a plan back to the parameters of its groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
 
 from autocompress.errors import InfeasibleError
-from autocompress.records import ChannelCut, ParamValue, Plan, Strategy, Structure, WeightMask
-from autocompress.space.choices import BitsUnit, GroupChoice
+from autocompress.records import ChannelCut, Layer, Plan, Strategy, WeightMask
+from autocompress.space.choices import GroupChoice
+from autocompress.space.draft import Draft
 from autocompress.space.grid import (
     allowed_widths,
     choose,
@@ -18,28 +17,8 @@ from autocompress.space.grid import (
     zeros_interval,
     zeros_of,
 )
-
-
-def weights_after(structure: Structure, cuts: Iterable[ChannelCut]) -> dict[str, int]:
-    """Number of weights of each layer once the cuts are made.
-
-    Output channels shrink with the layer's own group, input channels (or features, behind a flatten) with the group
-    that it consumes. A depthwise layer has one input channel per filter, which nothing can cut.
-
-    Args:
-        structure: the dense network.
-        cuts: at most one for each group.
-    """
-    shapes = {layer.name: list(layer.shape) for layer in structure.layers}
-    groups = {group.name: group for group in structure.groups}
-    for cut in cuts:
-        group = groups[cut.group]
-        for axis, names in ((0, group.layers), (1, group.consumers)):
-            for name in names:
-                shape = shapes.get(name)
-                if shape is not None and len(shape) > axis and shape[axis] % group.width == 0:
-                    shape[axis] = shape[axis] // group.width * cut.keep
-    return {name: prod(shape) for name, shape in shapes.items()}
+from autocompress.space.params import Params
+from autocompress.space.patterns import fits, fixed_sparsity, pieces
 
 
 @dataclass(frozen=True)
@@ -55,61 +34,57 @@ class _Request:
 
 @dataclass(frozen=True)
 class Inverse:
-    """The way back; attributes as of `autocompress.space.space.Space`.
+    """The way back.
 
     A cut of a group that is also masked, or that may not be pruned structurally, can only come from the global width.
     So first a width is found that explains all of these, then each other group's sparsity for that width.
+
+    Attributes:
+        draft: what other knobs made of the plan before the groups' turn.
+        widths: global width multipliers, ascending; empty if width is not searched.
+        choices: of the groups that are left.
     """
 
-    structure: Structure
-    round_to: int
+    draft: Draft
     widths: tuple[Fraction, ...]
-    groups: tuple[GroupChoice, ...]
-    units: tuple[BitsUnit, ...]
+    choices: tuple[GroupChoice, ...]
 
-    def params(self, plan: Plan) -> dict[str, ParamValue]:
-        """Parameters that mean `plan`.
+    def params(self, plan: Plan) -> Params:
+        """Parameters that mean the plan's cuts and masks.
 
         Raises:
             InfeasibleError: the plan names what is not searched, or no parameters mean it.
         """
         self._check_names(plan)
-        requests = [self._request(choice, plan) for choice in self.groups]
+        requests = [self._request(choice, plan) for choice in self.choices]
         width = self._width(requests)
-        params: dict[str, ParamValue] = {"width": float(width)} if self.widths else {}
-        weights = weights_after(self.structure, plan.cuts)
+        params: Params = {"width": float(width)} if self.widths else {}
+        shapes = self.draft.structure.shapes((cut.group, cut.keep) for cut in plan.cuts)
+        # A factorized layer has no mask, whatever its group asks for.
+        free = self.draft.gone.union(entry.layer for entry in plan.ranks)
         for request in requests:
-            params |= self._group(request, width, weights)
-        at_8 = {entry.layer for entry in plan.bits}
-        for unit in self.units:
-            mixed = at_8 & set(unit.layers)
-            if mixed and mixed != set(unit.layers):
-                raise InfeasibleError(
-                    f"{unit.key}: expected one bit width for {list(unit.layers)}, got 8 for some only"
-                )
-            bits = 8 if mixed else 32
-            if bits not in unit.choices:
-                raise InfeasibleError(f"{unit.key}: expected bits out of {list(unit.choices)}, got {bits}")
-            params[unit.key] = bits
+            masked = {layer: shapes[layer.name] for layer in request.choice.layers if layer.name not in free}
+            params |= self._group(request, width, masked)
         return params
 
     def _check_names(self, plan: Plan) -> None:
-        cut = {choice.name for choice in self.groups}
-        masked = {layer.name for choice in self.groups for layer in choice.layers}
-        quantized = {name for unit in self.units for name in unit.layers}
+        cut = {choice.name for choice in self.choices}
+        masked = {layer.name for choice in self.choices for layer in choice.layers}
         named = [("cuts", c.group, cut) for c in plan.cuts] + [("masks", m.layer, masked) for m in plan.masks]
-        named += [("bits", b.layer, quantized) for b in plan.bits]
         for field, name, known in named:
             if name not in known:
                 raise InfeasibleError(f"plan.{field}: expected a name that this space searches, got {name!r}")
 
+    def _multiple(self, choice: GroupChoice) -> int:
+        return choice.group.multiple(self.draft.round_to)
+
     def _request(self, choice: GroupChoice, plan: Plan) -> _Request:
         cut = next((c for c in plan.cuts if c.group == choice.name), None)
         keep = cut.keep if cut is not None else choice.group.width
-        if keep not in allowed_widths(choice.group.width, self.round_to):
+        if keep not in allowed_widths(choice.group.width, self._multiple(choice)):
             raise InfeasibleError(
-                f"plan.cuts: {choice.name}: expected a multiple of {self.round_to} below {choice.group.width}, "
-                f"got {keep}"
+                f"plan.cuts: {choice.name}: expected a multiple of {self._multiple(choice)} below "
+                f"{choice.group.width}, got {keep}"
             )
         names = {layer.name for layer in choice.layers}
         masks = tuple(mask for mask in plan.masks if mask.layer in names)
@@ -123,12 +98,15 @@ class Inverse:
 
     @staticmethod
     def _strategy(choice: GroupChoice, cut: ChannelCut | None, masks: tuple[WeightMask, ...]) -> Strategy | None:
-        by_width = cut is None or cut.criterion == "magnitude"
+        by_width = cut is None or (cut.criterion == "magnitude" and cut.reduction == "mean")
+        by_group = cut is None or (
+            cut.criterion in choice.criterion and cut.reduction in choice.reductions(cut.criterion)
+        )
         order: tuple[tuple[Strategy, bool], ...] = (
             ("none", cut is None and not masks),
-            ("structured", not masks and (cut is None or cut.criterion in choice.criterion)),
+            ("structured", not masks and by_group),
             ("none", by_width and not masks),
-            ("unstructured", by_width and len({mask.criterion for mask in masks}) < 2),
+            ("unstructured", by_width and len({(mask.criterion, mask.pattern) for mask in masks}) < 2),
         )
         return next((strategy for strategy, fits in order if fits and strategy in choice.strategy), None)
 
@@ -138,12 +116,12 @@ class Inverse:
             return Fraction(1)
 
         def fits(width: Fraction) -> bool:
-            reached = [(r, keep_of(r.choice.group.width, width, self.round_to)) for r in requests]
+            reached = [(r, keep_of(r.choice.group.width, width, self._multiple(r.choice))) for r in requests]
             return all(keep >= r.keep if r.strategy == "structured" else keep == r.keep for r, keep in reached)
 
         if fits(Fraction(1)):
             return Fraction(1)
-        intervals = [(r, keep_interval(r.choice.group.width, r.keep, self.round_to)) for r in requests]
+        intervals = [(r, keep_interval(r.choice.group.width, r.keep, self._multiple(r.choice))) for r in requests]
         low = max(interval[0] for _, interval in intervals)
         high = min((interval[1] for r, interval in intervals if r.strategy != "structured"), default=Fraction(1))
         width = choose(low, high, self.widths, lambda value: value > 0 and fits(value)) if low <= high else None
@@ -151,17 +129,27 @@ class Inverse:
             raise InfeasibleError("width: expected a plan that one global width explains, got one that needs several")
         return width
 
-    def _group(self, request: _Request, width: Fraction, weights: dict[str, int]) -> dict[str, ParamValue]:
+    def _group(self, request: _Request, width: Fraction, masked: dict[Layer, tuple[int, ...]]) -> Params:
         choice, name = request.choice, request.choice.name
-        params: dict[str, ParamValue] = {f"strategy/{name}": request.strategy}
+        params: Params = {f"strategy/{name}": request.strategy}
         if request.strategy == "none":
             return params
+        sparsity: Fraction | None
         if request.strategy == "structured":
             criterion = request.cut.criterion if request.cut is not None else choice.criterion[0]
+            if len(choice.reductions(criterion)) > 1:
+                params[f"reduction/{name}"] = (
+                    request.cut.reduction if request.cut is not None else choice.reductions(criterion)[0]
+                )
             sparsity = self._cut_sparsity(request, width)
         else:
             criterion = request.masks[0].criterion if request.masks else choice.criterion[0]
-            sparsity = self._mask_sparsity(request, weights)
+            patterns = tuple({mask.pattern for mask in request.masks}) or choice.pattern
+            pattern, sparsity = self._mask(request, patterns, masked)
+            if len(choice.pattern) > 1:
+                params[f"pattern/{name}"] = pattern
+            if fixed_sparsity(pattern) is not None and sparsity is not None:
+                return params | {f"criterion/{name}": criterion}
         if sparsity is None:
             raise InfeasibleError(
                 f"sparsity/{name}: expected one sparsity for the whole group, got a plan with several"
@@ -169,29 +157,45 @@ class Inverse:
         return params | {f"criterion/{name}": criterion, f"sparsity/{name}": float(sparsity)}
 
     def _cut_sparsity(self, request: _Request, width: Fraction) -> Fraction | None:
-        dense = request.choice.group.width
-        low, high = keep_interval(dense, request.keep, self.round_to)
+        dense, multiple = request.choice.group.width, self._multiple(request.choice)
+        low, high = keep_interval(dense, request.keep, multiple)
         return choose(
             max(Fraction(0), 1 - high / width),
             min(Fraction(1), 1 - low / width),
             request.choice.grid,
-            lambda s: 0 <= s < 1 and keep_of(dense, width * (1 - s), self.round_to) == request.keep,
+            lambda s: 0 <= s < 1 and keep_of(dense, width * (1 - s), multiple) == request.keep,
         )
 
     @staticmethod
-    def _mask_sparsity(request: _Request, weights: dict[str, int]) -> Fraction | None:
-        shares = {mask.layer: mask.sparsity for mask in request.masks}
-        zeros = {
-            layer.name: round(shares.get(layer.name, 0.0) * weights[layer.name]) for layer in request.choice.layers
-        }
-        intervals = [zeros_interval(weights[name], count) for name, count in zeros.items()]
-        low = max((interval[0] for interval in intervals), default=Fraction(0))
-        high = min((interval[1] for interval in intervals), default=Fraction(1))
-        if low > high:
-            return None
-        return choose(
-            low,
-            high,
-            request.choice.grid,
-            lambda s: 0 <= s < 1 and all(zeros_of(weights[name], s) == count for name, count in zeros.items()),
-        )
+    def _mask(
+        request: _Request, patterns: tuple[str, ...], masked: dict[Layer, tuple[int, ...]]
+    ) -> tuple[str, Fraction | None]:
+        """The first pattern that explains the masks, and a share for it; no share if none does."""
+        for pattern in patterns:
+            shapes = {x.name: shape for x, shape in masked.items() if fits(pattern, shape, x.kind)}
+            fixed = fixed_sparsity(pattern)
+            if fixed is None:
+                sparsity = _sparsity(request, pattern, shapes)
+            else:
+                sparsity = fixed if shapes.keys() == {mask.layer for mask in request.masks} else None
+            if sparsity is not None:
+                return pattern, sparsity
+        return patterns[0], None
+
+
+def _sparsity(request: _Request, pattern: str, shapes: dict[str, tuple[int, ...]]) -> Fraction | None:
+    """One share that gives each of the layers the zeros that its mask has."""
+    shares = {mask.layer: mask.sparsity for mask in request.masks}
+    counts = {name: pieces(pattern, shape) for name, shape in shapes.items()}
+    zeros = {name: round(shares.get(name, 0.0) * count) for name, count in counts.items()}
+    intervals = [zeros_interval(counts[name], count) for name, count in zeros.items()]
+    low = max((interval[0] for interval in intervals), default=Fraction(0))
+    high = min((interval[1] for interval in intervals), default=Fraction(1))
+    if low > high:
+        return None
+    return choose(
+        low,
+        high,
+        request.choice.grid,
+        lambda s: 0 <= s < 1 and all(zeros_of(counts[name], s) == count for name, count in zeros.items()),
+    )

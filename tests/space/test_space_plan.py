@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import ConfigError, InfeasibleError
-from autocompress.records import ChannelCut, Group, Layer, LayerBits, Plan, Structure, WeightMask
+from autocompress.records import ChannelCut, Group, Layer, LayerBits, Plan, Structure, Use, WeightMask
 from autocompress.space.config import SpaceConfig, load_space, packaged_spaces
 from autocompress.space.grid import allowed_widths, keep_interval, keep_of, simplest, zeros_interval, zeros_of
 from autocompress.space.space import Space, resolve
@@ -49,18 +49,28 @@ def structures(draw: st.DrawFn) -> Structure:
     """A chain of groups, each with up to three coupled layers, and a classifier behind a flatten."""
     widths = draw(st.lists(st.integers(1, 70), min_size=1, max_size=4))
     kernels = [draw(st.sampled_from([1, 3])) for _ in widths]
+    flat = draw(st.sampled_from([1, 4]))
     groups, layers, before = [], [], (3, None)
     for i, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
         names = tuple(f"body.{i}.c{j}" for j in range(draw(st.integers(1, 3))))
         follower = (f"body.{i + 1}.c0",) if i + 1 < len(widths) else ("head",)
-        groups.append(Group(name=names[0], width=width, layers=names, consumers=(*names[1:], *follower)))
+        shared = [(name, 0) for name in names] + [(name, 1) for name in names[1:]]
+        flat_use = Use(parameter=f"{follower[0]}.weight", axis=1, per_unit=flat if follower == ("head",) else 1)
+        groups.append(
+            Group(
+                name=names[0],
+                width=width,
+                layers=names,
+                consumers=(*names[1:], *follower),
+                uses=(*uses(*shared), flat_use),
+            )
+        )
         for j, name in enumerate(names):
             inputs = before[0] if j == 0 else width
             layers.append(
                 Layer(name=name, kind="conv2d", shape=(width, inputs, kernel, kernel), macs=10, group=names[0])
             )
         before = (width, names[0])
-    flat = draw(st.sampled_from([1, 4]))
     layers.append(Layer(name="head", kind="linear", shape=(10, widths[-1] * flat), macs=10))
     return Structure(groups=tuple(groups), layers=tuple(layers))
 
@@ -191,10 +201,20 @@ def test_simplest_fraction_has_the_smallest_denominator(low: Fraction, high: Fra
         assert not any(low < Fraction(n, denominator) < high for n in range(4 * denominator))
 
 
+def uses(*places: tuple[str, int]) -> tuple[Use, ...]:
+    return tuple(Use(parameter=f"{layer}.weight", axis=axis, per_unit=1) for layer, axis in places)
+
+
 NETWORK = Structure(
     groups=(
-        Group(name="c1", width=32, layers=("c1", "c3"), consumers=("c2", "fc")),
-        Group(name="c2", width=64, layers=("c2",), consumers=("c3",)),
+        Group(
+            name="c1",
+            width=32,
+            layers=("c1", "c3"),
+            consumers=("c2", "fc"),
+            uses=(*uses(("c1", 0), ("c3", 0), ("c2", 1)), Use(parameter="fc.weight", axis=1, per_unit=4)),
+        ),
+        Group(name="c2", width=64, layers=("c2",), consumers=("c3",), uses=uses(("c2", 0), ("c3", 1))),
     ),
     layers=(
         Layer(name="c1", kind="conv2d", shape=(32, 3, 3, 3), macs=10, group="c1"),
