@@ -215,15 +215,17 @@ def allocate_masks(
         layer.name: WeightMask(layer=layer.name, sparsity=sparsity, criterion=criterion, pattern=pattern)
         for layer in layers
     }
-    for layer in layers:
-        check_fits(asked[layer.name], layer, tuple(weights[layer.name].shape))
-    if scope == "uniform":
-        return tuple(asked[name] for name in sorted(asked))
     sample = asked[layers[0].name]
-    if sample.n_m is not None:
+    if scope != "uniform" and sample.n_m is not None:
         raise InfeasibleError(
             f"allocate: scope: expected 'uniform' with pattern {pattern!r}, whose share is fixed, got {scope!r}"
         )
+    for layer in layers:
+        # With another scope a layer's own share is not known yet: only the pattern is checked, at a share of nothing.
+        mask = asked[layer.name] if scope == "uniform" else sample.model_copy(update={"sparsity": 1e-12})
+        check_fits(mask, layer, tuple(weights[layer.name].shape))
+    if scope == "uniform":
+        return tuple(asked[name] for name in sorted(asked))
     rows, columns = sample.block or (1, 1)
     counts = {name: weight.numel() // (rows * columns) for name, weight in weights.items()}
     wanted = round(sparsity * sum(counts.values()))

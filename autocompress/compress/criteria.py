@@ -331,4 +331,4 @@ def _fitting(found: Tensor | None, weight: Tensor, criterion: str, what: str, na
         raise CompressionError(
             f"criterion {criterion} on {name!r}: expected {what} of shape {tuple(weight.shape)}, got {got}"
         )
-    return found
+    return found.detach()

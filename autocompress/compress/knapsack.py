@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp  # type: ignore[import-untyped]
+from scipy.optimize import LinearConstraint, milp
 
 from autocompress.compress.sensitivity import BlockSensitivity, GroupSensitivity, LayerSensitivity
 from autocompress.errors import CompressionError, InfeasibleError
