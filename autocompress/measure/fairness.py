@@ -253,7 +253,8 @@ def _modes(predictions: np.ndarray) -> np.ndarray:
     """Most frequent prediction of each example, shape (n,)."""
     classes = int(predictions.max(initial=0)) + 1
     votes = np.stack([(predictions == c).sum(axis=0) for c in range(classes)])
-    return votes.argmax(axis=0)
+    modes: np.ndarray = votes.argmax(axis=0)
+    return modes
 
 
 def _crossing(falling: Callable[[float], float], level: float, low: float, high: float) -> float:

@@ -24,6 +24,7 @@ def card_markdown(card: EvidenceCard) -> str:
     sections = (
         _head(card),
         _figures(card),
+        *_fairness(card),
         _changes(card),
         _method(card),
         _data(card),
@@ -77,8 +78,15 @@ def _figures(card: EvidenceCard) -> str:
         )
     )
     rows.append(("latency, 90% / 99% of calls below", f"{reading.p90_ms:.3f} / {reading.p99_ms:.3f} ms", "", ""))
+    packed = (
+        "packed size",
+        card.artifact.packed_bytes,
+        dense.artifact.packed_bytes or dense.artifact.size_bytes,
+        "bytes",
+    )
     for label, mine_count, dense_count, unit in (
         ("file size", card.artifact.size_bytes, dense.artifact.size_bytes, "bytes"),
+        *([packed] if card.artifact.packed_bytes else []),
         ("multiply-adds per example", card.artifact.macs, dense.artifact.macs, ""),
         ("parameters", card.artifact.parameters, dense.artifact.parameters, ""),
     ):
@@ -93,6 +101,35 @@ def _figures(card: EvidenceCard) -> str:
     return "## Figures\n\n" + _table(("", "this model", "dense model", "change"), rows)
 
 
+def _fairness(card: EvidenceCard) -> tuple[str, ...]:
+    """The section on single classes; none for a task that is no classification."""
+    found = card.final.fairness
+    if found is None:
+        return ()
+    rows = []
+    for row in sorted(found.classes, key=lambda row: row.change.value):
+        name = f"**{row.target}** (worst)" if row.target == found.worst_class else str(row.target)
+        impact = "" if row.impact is None or row.p_value is None else f"{row.impact:+.2f} (p = {row.p_value:.2g})"
+        rows.append((name, f"{row.examples:,}", _share(row.dense), _share(row.compressed), _points(row.change), impact))
+    head = ("class", "examples", "recall, dense model", "recall, this model", "change, points", "impact: t")
+    text = (
+        "## Change per class\n\n"
+        f"The same {card.final.role} examples run by both models; the worst class first. All examples together: "
+        f"{_points(found.overall)} points. Largest drop of a class: {_points(found.worst_class_drop)} points.\n\n"
+        + _table(head, rows)
+        + "\n\nImpact is Welch's t of the class' change against that of all other examples: below 0, the class loses "
+        "more than the others. p is not corrected for the number of classes; intervals of classes with few examples "
+        "are wide."
+    )
+    if found.pies is not None:
+        models = _count(found.models or 1, "model")
+        text += (
+            f"\n\nMost of {models} compressed like this one disagree with most of as many dense ones on "
+            f"{_count(len(found.pies), 'example')} (pruning-identified exemplars)."
+        )
+    return (text,)
+
+
 def _changes(card: EvidenceCard) -> str:
     dense = {layer.name: layer for layer in card.origin.dense.artifact.layers}
     rows = []
@@ -102,10 +139,18 @@ def _changes(card: EvidenceCard) -> str:
         if before is not None and before.shape != layer.shape:
             shape = f"{shape} (was {_shape(before.shape)})"
         zeros = f"{layer.zeros / layer.weights:.1%}" if layer.weights else ""
-        rows.append((f"`{layer.name}`", shape, str(layer.bits), zeros))
-    text = "## What was changed\n\nRead from the file itself.\n\n" + _table(
-        ("layer", "weight shape", "bits", "zeros"), rows
+        rows.append((f"`{layer.name}`", shape, str(layer.bits), str(layer.stored_bits), layer.compute, zeros))
+    text = (
+        "## What was changed\n\n"
+        "Read from the file itself: the grid that weights lie on, the bits that the file spends on each, and what the "
+        "runtime computes with (integers; integer weights and float activations; floats, so that fewer bits save "
+        "storage only).\n\n" + _table(("layer", "weight shape", "bits", "stored bits", "computes with", "zeros"), rows)
     )
+    kept = {layer.name for layer in card.artifact.layers}
+    parts = {name.rpartition(".")[0] for name in kept}  # of factorized layers
+    gone = [name for name in dense if name not in kept and name not in parts]
+    if gone:
+        text += "\n\nLayers left out of the network: " + ", ".join(f"`{name}`" for name in gone) + "."
     if card.origin.left_dense:
         text += "\n\nLeft as it was:\n\n" + _bullets(f"`{x.name}`: {x.reason}" for x in card.origin.left_dense)
     return text
@@ -115,7 +160,6 @@ def _method(card: EvidenceCard) -> str:
     final, target = card.final, card.origin.target
     reading, host = final.latency, final.host
     sizes = {split.role: split.size for split in card.origin.splits}
-    epochs = final.fidelity.epochs
     lines = (
         f"Accuracy: `{card.origin.task.metric}` over the outputs of the runtime on this file, "
         f"{sizes['selection']:,} examples (selection) and {sizes['test']:,} (test); "
@@ -126,15 +170,32 @@ def _method(card: EvidenceCard) -> str:
         f"Load of the host before the reading: {reading.load:.2f}.",
         f"Host `{host.key}`: {host.cpu}, {_count(host.cores, 'core')}, {host.memory_gb} GB, {host.system}. "
         "A latency holds for this host only.",
-        "Recovery: none, the dense model was exported as it is."
-        if card.plan.is_dense
-        else f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, "
-        "with the dense model as teacher.",
+        _recovery(card),
         f"Largest difference between the outputs of the training framework and of the runtime, before "
         f"quantization: {final.agreement:.2g}.",
         f"Objectives of the search: {', '.join(card.origin.objectives)}. Seed: {card.origin.seed}.",
     )
     return "## How it was measured\n\n" + _bullets(lines)
+
+
+def _recovery(card: EvidenceCard) -> str:
+    plan, epochs = card.plan, card.final.fidelity.epochs
+    if plan.is_dense:
+        return "Recovery: none, the dense model was exported as it is."
+    if not plan.trains:
+        return "Recovery: none, the weights were only stored in fewer bits."
+    teacher = {
+        "none": "on the task's own loss",
+        "response": "with the dense model as teacher",
+        "features": "with the dense model and its inner layers as teacher",
+        "attention": "with the dense model and its inner layers, paired by attention, as teacher",
+        "sequence": "on the dense model's own decoded outputs",
+    }[plan.distillation.kind]
+    aware = "; quantization-aware" if plan.bits and plan.quantizer.training == "aware" else ""
+    return (
+        f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, {teacher}; "
+        f"schedule: {plan.schedule.kind}{aware}."
+    )
 
 
 def _data(card: EvidenceCard) -> str:
@@ -183,6 +244,10 @@ def _share(estimate: Estimate | None) -> str:
     if estimate is None:
         return "not measured"
     return f"{100 * estimate.value:.2f}% [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
+
+
+def _points(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.2f} [{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}]"
 
 
 def _spread(estimate: Estimate, unit: str) -> str:

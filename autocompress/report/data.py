@@ -13,6 +13,7 @@ from autocompress.records import (
     Baseline,
     Bound,
     Estimate,
+    Fairness,
     Finalist,
     Lineage,
     ObjectiveName,
@@ -71,6 +72,7 @@ class FrontRow(Record):
         plan: in words.
         version: such as ``"digits v3"``; empty where it was not registered.
         warnings: what a reader should know.
+        fairness: change per class on the selection split; None for a task that is no classification.
     """
 
     name: str
@@ -86,6 +88,7 @@ class FrontRow(Record):
     artifact: Artifact
     on_front: bool = True
     warnings: tuple[str, ...] = ()
+    fairness: Fairness | None = None
 
 
 def dense_row(baseline: Baseline) -> FrontRow:
@@ -140,6 +143,7 @@ def finalist_rows(
                 artifact=artifact,
                 on_front=finalist.on_front,
                 warnings=final.warnings,
+                fairness=final.fairness,
             )
         )
     return tuple(rows)

@@ -113,7 +113,7 @@ def _unit(objective: str, dense: FrontRow) -> _Unit:
     largest = _cost(dense, objective).value
     if objective == "latency_ms":
         return _Unit(1.0, LABELS[objective])
-    names = ("kB", "MB") if objective == "size_bytes" else ("thousands", "millions")
+    names = ("kB", "MB") if objective in ("size_bytes", "packed_bytes") else ("thousands", "millions")
     scale, unit = (1e6, names[1]) if largest >= 1e6 else (1e3, names[0])
     return _Unit(scale, f"{LABELS[objective].split(' (')[0]} ({unit})")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from math import prod
 
 from autocompress.records import Layer, LayerReport, Structure
 from autocompress.report.data import FrontRow
@@ -29,7 +31,7 @@ def layer_strips(rows: Sequence[FrontRow], structure: Structure) -> Html:
             tag("span", f"{times(row.ratio.value)} latency", class_="sub"),
             class_="who",
         )
-        bars = tag("div", *(_bar(layer, found.get(layer.name)) for layer in structure.layers), class_="bars")
+        bars = tag("div", *(_bar(layer, _real(layer, found)) for layer in structure.layers), class_="bars")
         children += [who, bars]
     stages = groupby(structure.layers, key=lambda layer: layer.name.split(".")[0])
     marks = [(name, len(list(layers))) for name, layers in stages]
@@ -51,7 +53,7 @@ def layer_table(rows: Sequence[FrontRow], structure: Structure) -> Html:
             "tr",
             tag("th", tag("code", layer.name), scope="row"),
             tag("td", "×".join(map(str, layer.shape)), class_="num"),
-            *(tag("td", _numbers(layer, layers.get(layer.name)), class_="num") for layers in found),
+            *(tag("td", _numbers(layer, _real(layer, layers)), class_="num") for layers in found),
         )
         for layer in structure.layers
     )
@@ -65,6 +67,27 @@ def _edge(at: int, counts: Sequence[int]) -> str | None:
     return "last" if at == len(counts) - 1 and len(counts) > 2 and counts[-2] > 3 else None
 
 
+def _real(layer: Layer, found: Mapping[str, LayerReport]) -> LayerReport | None:
+    """What the layer is in the artifact; the parts of a factorized layer as one; None if it was left out."""
+    parts = [real for name, real in found.items() if re.fullmatch(re.escape(layer.name) + r"\.[0-9]+", name)]
+    if layer.name in found or not parts:
+        return found.get(layer.name)
+    # The part with the widest grid speaks for all: a factorized layer is no 8-bit layer if one of its parts is not.
+    widest = max(parts, key=lambda real: real.bits)
+    return widest.model_copy(
+        update={
+            "name": layer.name,
+            "shape": (parts[-1].shape[0], *parts[0].shape[1:]),
+            "zeros": sum(real.zeros for real in parts),
+            "weights": sum(real.weights for real in parts),
+        }
+    )
+
+
+def _grid(real: LayerReport) -> str:
+    return f"{real.bits} bits" + (", storage only" if real.storage_only else "")
+
+
 def _kept(layer: Layer, real: LayerReport) -> float:
     return real.shape[0] / layer.shape[0]
 
@@ -75,18 +98,19 @@ def _zeros(real: LayerReport) -> float:
 
 def _numbers(layer: Layer, real: LayerReport | None) -> Html:
     if real is None:
-        return join("not found")
+        return join("left out")
     zeros = f"{percent(_zeros(real), 0)} zeros, " if _zeros(real) >= 0.005 else ""
-    return join(f"{real.shape[0]} channels", tag("span", f"{zeros}{real.bits} bits", class_="sub"))
+    rank = f", {real.weights:,} weights in a chain" if real.weights != prod(real.shape) else ""
+    return join(f"{real.shape[0]} channels{rank}", tag("span", f"{zeros}{_grid(real)}", class_="sub"))
 
 
 def _bar(layer: Layer, real: LayerReport | None) -> Html:
     if real is None:
-        return tag("i", title=f"{layer.name}: not found in the artifact")
+        return tag("i", title=f"{layer.name}: left out")
     zeros = tag("u", style=f"height: {percent(_zeros(real), 1)}") if _zeros(real) >= 0.005 else None
     told = (
-        f"{layer.name}: {real.shape[0]} of {layer.shape[0]} channels, {real.bits} bits, "
+        f"{layer.name}: {real.shape[0]} of {layer.shape[0]} channels, {_grid(real)}, "
         f"{percent(_zeros(real), 1)} of {real.weights:,} weights are zero"
     )
     height = f"height: {percent(_kept(layer, real), 1)}"
-    return tag("i", tag("b", zeros, style=height, class_="q" if real.bits < 32 else None), title=told)
+    return tag("i", tag("b", zeros, style=height, class_="q" if real.bits <= 8 else None), title=told)

@@ -11,13 +11,14 @@ from plotly.offline import get_plotlyjs
 
 from autocompress.front.indicators import ERROR_MARGIN, trace
 from autocompress.records import MAXIMIZED
+from autocompress.report.classes import class_section
 from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows
 from autocompress.report.figures import Figure, front_figure, hidden_trials, hypervolume_figure
 from autocompress.report.layers import layer_strips, layer_table
 from autocompress.report.markup import Html, join, script_json, tag
 from autocompress.report.style import CSS, SCRIPT
 from autocompress.report.tables import facts, front_table, host_facts, lineage_facts, spans
-from autocompress.report.words import duration, many, milliseconds, percent, plural, size, times
+from autocompress.report.words import LABELS, duration, many, milliseconds, percent, plural, size, times
 
 #: The page may run its own script and style, and load nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -54,7 +55,8 @@ def render(data: ReportData) -> str:
         objectives=data.objectives,
     )
     front = [row for row in rows if row.on_front]
-    costs = [name for name in data.objectives if name not in MAXIMIZED]
+    # Drops of a class are no cost that a dense model pays as well; they have a section of their own.
+    costs = [name for name in data.objectives if name not in MAXIMIZED and name != "worst_class_drop"]
     figures = {f"front-{name}": front_figure(data, rows, name) for name in dict.fromkeys(["latency_ms", *costs])}
     figures["hypervolume"] = hypervolume_figure(trace(data.trials, data.baseline, data.objectives))
     body = tag(
@@ -63,6 +65,7 @@ def render(data: ReportData) -> str:
         *(_front_section(data, figures[key], key) for key in figures if key.startswith("front-")),
         _table_section(data, rows, front),
         _layers_section(data, front),
+        class_section(front),
         _search_section(data),
         _how_section(data, front),
         _left_section(data),
@@ -143,7 +146,7 @@ def _header(data: ReportData, rows: Sequence[FrontRow]) -> Html:
 
 def _front_section(data: ReportData, figure: Figure, key: str) -> Html:
     objective = key.removeprefix("front-")
-    name = {"latency_ms": "latency", "size_bytes": "file size", "macs": "multiply-adds"}.get(objective, objective)
+    name = LABELS[objective].split(" (")[0]
     hidden = hidden_trials(data, figure, objective)
     epochs = {t.measurement.fidelity.epochs for t in data.trials if t.measurement is not None}
     short = f" after {'/'.join(f'{e:g}' for e in sorted(epochs))} epochs of recovery" if epochs else ""
@@ -194,15 +197,15 @@ def _layers_section(data: ReportData, front: Sequence[FrontRow]) -> Html | None:
         return None
     key = tag(
         "div",
-        tag("span", "8-bit integers", style="--swatch: var(--eight)"),
-        tag("span", "32-bit floats", style="--swatch: var(--float)"),
+        tag("span", "8 bits or fewer", style="--swatch: var(--eight)"),
+        tag("span", "16 or 32 bits", style="--swatch: var(--float)"),
         tag("span", "weights that are zero", class_="zeros"),
         tag("span", "channels cut away", style="--swatch: var(--track); --edge: var(--rule)"),
         class_="key",
     )
     note = (
-        "One bar per layer, from input to output; its height is the share of output channels kept. Read from the "
-        "artifacts themselves."
+        "One bar per layer, from input to output; its height is the share of output channels kept, nothing where the "
+        "layer is left out. Read from the artifacts themselves."
     )
     return tag(
         "section",

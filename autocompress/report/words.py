@@ -8,9 +8,11 @@ from autocompress.records import Estimate
 LABELS = {
     "accuracy": "accuracy (%)",
     "latency_ms": "latency (ms)",
-    "size_bytes": "size (bytes)",
+    "size_bytes": "file size (bytes)",
+    "packed_bytes": "packed size (bytes)",
     "macs": "multiply-adds",
     "parameters": "parameters",
+    "worst_class_drop": "largest drop of a class (points)",
 }
 
 
@@ -69,7 +71,9 @@ def cost(objective: str, value: float) -> str:
     """A cost in the unit that a reader expects."""
     if objective == "latency_ms":
         return milliseconds(value)
-    return size(value) if objective == "size_bytes" else many(value)
+    if objective == "worst_class_drop":
+        return f"{100 * value:.2f} points"
+    return size(value) if objective in ("size_bytes", "packed_bytes") else many(value)
 
 
 def duration(seconds: float) -> str:

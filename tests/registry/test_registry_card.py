@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autocompress.errors import RegistryError
-from autocompress.records import Estimate, Finalist, Plan, Version
+from autocompress.records import (
+    BlockDrop,
+    ClassChange,
+    Estimate,
+    Fairness,
+    Finalist,
+    Iterative,
+    LayerBits,
+    LayerReport,
+    NoDistillation,
+    Plan,
+    Quantizer,
+    Version,
+)
 from autocompress.registry.card import EvidenceCard, Origin
 from autocompress.registry.markdown import card_summary
 from autocompress.registry.tags import estimates, registration_key, study_key, version_tags
@@ -58,11 +71,11 @@ def test_a_stranger_finds_every_fact_on_the_page(card: EvidenceCard) -> None:
         "| accuracy, selection split | 91.10% [89.10, 93.10] | 95.00% [93.00, 97.00] | -3.90 points |",
         "| accuracy, test split | 91.00% [89.00, 93.00] | 94.00% [92.00, 96.00] | -3.00 points |",
         "× 0.400 [0.380, 0.420]",
-        "| `linear` | 10×64 (was 10×128) | 8 | 10.0% |",
+        "| `linear` | 10×64 (was 10×128) | 8 | 32 | float | 10.0% |",
         "`lstm`: recurrent layers are not cut",
         "20 rounds",
         "Test CPU, 2 cores, 8 GB",
-        "4 epochs",
+        "Recovery: 4 epochs on the training split, with the dense model as teacher; schedule: one-shot.",
         "| test | 297 | opened once, after all selection |",
         "`autocompress.tasks.digits:digits(seed=0)`",
         "Seed: 7",
@@ -93,6 +106,99 @@ def test_a_noisy_latency_is_a_warning(card: EvidenceCard) -> None:
     noisy = card.model_copy(update={"final": card.final.model_copy(update={"latency": latency})})
     assert "stayed noisy" in noisy.to_markdown()
     assert version_tags(noisy, "k", "c")["autocompress.noisy"] == "true"
+
+
+def fairness(pies: tuple[int, ...] | None = None) -> Fairness:
+    def around(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.02, high=value + 0.02)
+
+    return Fairness(
+        classes=(
+            ClassChange(target=0, examples=120, dense=around(0.95), compressed=around(0.96), change=around(0.01)),
+            ClassChange(
+                target=7,
+                examples=9,
+                dense=around(0.9),
+                compressed=around(0.8),
+                change=around(-0.1),
+                impact=-2.5,
+                p_value=0.013,
+            ),
+        ),
+        overall=around(-0.005),
+        worst_class=7,
+        worst_class_drop=around(0.1),
+        pies=pies,
+        models=None if pies is None else 5,
+    )
+
+
+def test_changes_per_class_are_on_the_page_the_worst_first(card: EvidenceCard) -> None:
+    measured = card.final.model_copy(update={"fairness": fairness()})
+    page = card.model_copy(update={"final": measured}).to_markdown()
+    section = page.split("## Change per class")[1].split("## What was changed")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "| **7** (worst) | 9 | 90.00% [88.00, 92.00] | 80.00% [78.00, 82.00] | -10.00 [-12.00, -8.00] "
+        "| -2.50 (p = 0.013) |",
+        "| 0 | 120 | 95.00% [93.00, 97.00] | 96.00% [94.00, 98.00] | +1.00 [-1.00, +3.00] |  |",
+    ]
+    assert "The same selection examples run by both models" in section
+    assert "All examples together: -0.50 [-2.50, +1.50] points." in section
+    assert "Largest drop of a class: +10.00 [+8.00, +12.00] points." in section
+    assert "exemplars" not in section
+
+
+def test_exemplars_are_counted_where_several_models_were_compared(card: EvidenceCard) -> None:
+    measured = card.final.model_copy(update={"fairness": fairness(pies=(3, 8, 20))})
+    page = card.model_copy(update={"final": measured}).to_markdown()
+    assert "Most of 5 models compressed like this one disagree with most of as many dense ones on 3 examples" in page
+
+
+def test_a_task_without_classes_has_no_such_section(card: EvidenceCard) -> None:
+    assert card.final.fairness is None
+    assert "Change per class" not in card.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(), "Recovery: none, the dense model was exported as it is."),
+        (
+            Plan(bits=(LayerBits(layer="linear", bits=4),)),
+            "Recovery: none, the weights were only stored in fewer bits.",
+        ),
+        (
+            Plan(bits=(LayerBits(layer="linear", bits=4),), quantizer=Quantizer(training="aware")),
+            "with the dense model as teacher; schedule: one-shot; quantization-aware.",
+        ),
+        (
+            Plan(drops=(BlockDrop(block="b"),), schedule=Iterative(), distillation=NoDistillation()),
+            "4 epochs on the training split, on the task's own loss; schedule: iterative.",
+        ),
+    ],
+)
+def test_the_page_says_how_the_model_recovered(card: EvidenceCard, plan: Plan, words: str) -> None:
+    assert words in card.model_copy(update={"plan": plan}).to_markdown()
+
+
+def test_layers_that_are_gone_are_named_and_factorized_ones_are_not(card: EvidenceCard) -> None:
+    def layer(name: str) -> LayerReport:
+        return LayerReport(name=name, shape=(4, 4), bits=4, stored_bits=4, compute="weights", zeros=0, weights=16)
+
+    before = card.origin.dense.artifact.model_copy(update={"layers": (layer("a"), layer("b"), layer("c"))})
+    after = card.artifact.model_copy(update={"layers": (layer("a"), layer("b.0"), layer("b.1")), "packed_bytes": 99})
+    page = card.model_copy(
+        update={
+            "origin": card.origin.model_copy(
+                update={"dense": card.origin.dense.model_copy(update={"artifact": before})}
+            ),
+            "final": card.final.model_copy(update={"artifact": after}),
+        }
+    ).to_markdown()
+    assert "Layers left out of the network: `c`." in page
+    assert "| `b.1` | 4×4 | 4 | 4 | weights | 0.0% |" in page
+    assert f"| packed size | 99 bytes | {before.size_bytes:,} bytes |" in page
 
 
 def test_every_table_of_the_page_has_equal_rows(card: EvidenceCard) -> None:

@@ -4,16 +4,20 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from autocompress.front.indicators import trace
-from autocompress.records import LeftDense, Version
+from autocompress.measure.fairness import fairness
+from autocompress.records import LayerReport, LeftDense, Version
 from autocompress.report.data import ReportData, champion, dense_row, finalist_rows
 from autocompress.report.figures import front_figure, hidden_trials, hypervolume_figure
+from autocompress.report.layers import layer_strips, layer_table
 from autocompress.report.markup import Html, join, script_json, tag
 from autocompress.report.page import render, write_page
 
@@ -239,3 +243,59 @@ def test_script_json_survives_html_and_refuses_what_json_cannot_say() -> None:
     assert json.loads(text) == value
     with pytest.raises(ValueError, match="JSON compliant"):
         script_json([float("nan")])
+
+
+def with_fairness(data: ReportData, classes: int) -> ReportData:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, classes, 40 * classes)
+    dense = np.eye(classes)[np.where(rng.random(len(targets)) < 0.9, targets, 0)]
+    finalists = []
+    for i, finalist in enumerate(data.finalists):
+        worse = np.where(rng.random(len(targets)) < 0.1 * (targets == i % classes), (targets + 1) % classes, targets)
+        found = fairness(dense, np.eye(classes)[worse], targets, seed=i)
+        final = finalist.final.model_copy(update={"fairness": found})
+        finalists.append(finalist.model_copy(update={"final": final}))
+    return data.model_copy(update={"finalists": tuple(finalists)})
+
+
+def test_every_class_of_the_front_is_shown_with_its_change(report: ReportData) -> None:
+    data = with_fairness(report, classes=4)
+    page = Elements(render(data))
+    assert page.unmatched == []
+    section = page.text.split("What became of every class")[1].split("How the search went")[0]
+    for finalist in data.finalists:
+        found = finalist.final.fairness
+        assert found is not None
+        for change in found.classes if finalist.on_front else ():
+            assert f"{100 * change.change.value:+.1f}[{100 * change.change.low:+.1f}, " in section
+    assert "all160" in section
+    assert "What became of every class" not in render(report)
+
+
+def test_of_many_classes_those_that_lose_most_are_shown(report: ReportData) -> None:
+    data = with_fairness(report, classes=30)
+    page = Elements(render(data)).text
+    assert "The 20 classes of 30 that lose most in any model." in page
+    front = [f.final.fairness for f in data.finalists if f.on_front]
+    section = page.split("What became of every class")[1].split("How the search went")[0]
+    worst = min((c.change.value, c.target) for found in front if found for c in found.classes)
+    assert f"{100 * worst[0]:+.1f}" in section
+
+
+def test_bars_tell_dropped_factorized_and_stored_layers_apart(report: ReportData) -> None:
+    row = finalist_rows(report.finalists, report.baseline)[0]
+    whole, gone, chain, stored = report.structure.layers[:4]
+    reports = (
+        LayerReport(name=whole.name, shape=whole.shape, bits=32, zeros=0, weights=prod(whole.shape)),
+        LayerReport(
+            name=f"{chain.name}.0", shape=(4, *chain.shape[1:]), bits=8, zeros=1, weights=36, compute="integer"
+        ),
+        LayerReport(name=f"{chain.name}.1", shape=(chain.shape[0], 4, 1, 1), bits=16, zeros=2, weights=128),
+        LayerReport(name=stored.name, shape=stored.shape, bits=4, stored_bits=4, zeros=0, weights=prod(stored.shape)),
+    )
+    changed = row.model_copy(update={"artifact": row.artifact.model_copy(update={"layers": reports})})
+    strips, table = layer_strips([changed], report.structure), layer_table([changed], report.structure)
+    assert f"{gone.name}: left out" in strips
+    assert f"{chain.name}: {chain.shape[0]} of {chain.shape[0]} channels, 16 bits, storage only, 1.8% of 164" in strips
+    assert f"{stored.name}: {stored.shape[0]} of {stored.shape[0]} channels, 4 bits, storage only" in strips
+    assert f"{chain.shape[0]} channels, 164 weights in a chain" in table

@@ -46,6 +46,7 @@ def test_units() -> None:
         "1.50 kB",
         "0.500 ms",
     ]
+    assert [cost("packed_bytes", 2e6), cost("worst_class_drop", 0.0312)] == ["2.00 MB", "3.12 points"]
     assert percent(0.91234) == "91.23%"
     assert percent_interval(Estimate(value=0.9, low=0.88, high=0.92)) == "[88.0, 92.0]"
     assert percent_interval(Estimate.exact(0.9)) == ""
