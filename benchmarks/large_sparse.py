@@ -63,7 +63,7 @@ def kinds(options: argparse.Namespace) -> tuple[Kind, ...]:
     def cnn(width: int, seed: int, epochs: int) -> Task:
         return images(
             data=str(options.data / "fashion-mnist.npz"),
-            network={"kind": "autocompress.models.simple:simple_cnn", "width": width, "channels": 1, "classes": 10},
+            network={"kind": "autocompress.models.lenet:simple_cnn", "width": width, "channels": 1, "classes": 10},
             mean=[0.286],
             std=[0.353],
             holdout=60000 - options.examples,
@@ -123,7 +123,7 @@ def sparse_run(kind: Kind, seed: int, nonzeros: int, method: str) -> dict[str, f
     # Pruning gets the rate of training: at these sparsities the network learns anew what it may keep.
     task = replace(task, recovery_learning_rate=task.recipe.learning_rate / 2)
     epochs = float(kind.epochs if gradual else 2 * kind.epochs)
-    done = build(task, module, plan, structure, Statistics.empty(), epochs=epochs, seed=seed, packed=True)
+    done = build(task, module, plan, structure, Statistics({}), epochs=epochs, seed=seed, packed=True)
     left = total - sum(layer.zeros for layer in done.artifact.layers)
     return {
         "test": score(done.model, task.test, task.metric),

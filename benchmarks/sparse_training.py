@@ -44,7 +44,7 @@ def network_task(data: Path, seed: int, epochs: int, examples: int) -> Task:
     """Fashion-MNIST with a small network: 784 000 multiply-adds at width 16."""
     return images(
         data=str(data / "fashion-mnist.npz"),
-        network={"kind": "autocompress.models.simple:simple_cnn", "width": 16, "channels": 1, "classes": 10},
+        network={"kind": "autocompress.models.lenet:simple_cnn", "width": 16, "channels": 1, "classes": 10},
         mean=[0.286],
         std=[0.353],
         holdout=60000 - examples,
@@ -65,7 +65,7 @@ def train(task: Task, schedule: Schedule, sparsity: float, scope: str, seed: int
         dense, structure, sparsity=sparsity, scope=scope, criterion="magnitude", exclude=(structure.layers[-1].name,)
     )
     plan = Plan(masks=masks, schedule=schedule, distillation=NoDistillation())
-    done = build(task, dense, plan, structure, Statistics.empty(), epochs=epochs, seed=seed)
+    done = build(task, dense, plan, structure, Statistics({}), epochs=epochs, seed=seed)
     asked = {mask.layer for mask in masks}
     layers = [layer for layer in done.artifact.layers if layer.name in asked]
     zeros = sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -216,35 +217,59 @@ def print_verification(view: Verification) -> None:
 
 
 def print_profile(found: Profile) -> None:
-    """Groups with width, layers, share of time and sensitivity; what is left dense."""
+    """Groups, blocks and layers with their share of the time and what compressing each alone costs; what is dense."""
     out = console()
     total = sum(n.milliseconds for n in found.latency) or 1.0
-    kl = {s.group: s for s in found.sensitivity}
-    table = Table(title="groups", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("group", "width", "layers", "share of time", "KL when halved, nats"):
-        table.add_column(name, justify="left" if name in ("group", "layers") else "right")
-    for group in found.structure.groups:
-        share = sum(n.milliseconds for n in found.latency if n.layer in group.layers) / total
-        sensitivity = kl.get(group.name)
-        table.add_row(
-            escape(group.name),
-            str(group.width),
-            escape(", ".join(group.layers)),
-            f"{100 * share:.1f}%",
-            f"{sensitivity.kl:.4f}" if sensitivity else "too narrow",
-        )
-    out.print(table)
+
+    def share(layers: Iterable[str]) -> str:
+        names = set(layers)
+        return f"{100 * sum(n.milliseconds for n in found.latency if n.layer in names) / total:.1f}%"
+
+    structure, costs = found.structure, found.sensitivity
+    groups = _titled(
+        "groups: KL from the dense model, in nats, at three widths", "group", "kind", "width", "time", "KL"
+    )
+    for group in structure.groups:
+        levels = [f"{s.keep}: {_cost(s.kl, s.loss)}" for s in costs.groups if s.group == group.name]
+        words = ", ".join(levels) or "too narrow"
+        groups.add_row(escape(group.name), group.kind, str(group.width), share(group.layers), words)
+    out.print(groups)
+    if structure.blocks:
+        out.print()
+        blocks = _titled("blocks: KL when left out", "block", "time", "KL")
+        left_out = {s.block: s for s in costs.blocks}
+        for block in structure.blocks:
+            gone = left_out.get(block.name)
+            blocks.add_row(escape(block.name), share(block.layers), _cost(gone.kl, gone.loss) if gone else "")
+        out.print(blocks)
+    if costs.layers:
+        out.print()
+        layers = _titled("layers: KL when their weights are rounded", "layer", "time", "KL")
+        for layer in structure.layers:
+            bits = [f"{s.bits} bits: {_cost(s.kl, s.loss)}" for s in costs.layers if s.layer == layer.name]
+            layers.add_row(escape(layer.name), share([layer.name]), ", ".join(bits))
+        out.print(layers)
     out.print()
-    nodes = Table(title="slowest nodes", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("node", "operation", "ms", "share"):
-        nodes.add_column(name, justify="left" if name in ("node", "operation") else "right")
+    nodes = _titled("slowest nodes", "node", "operation", "ms", "share")
     for node in sorted(found.latency, key=lambda n: -n.milliseconds)[:12]:
         percentage = f"{100 * node.milliseconds / total:.1f}%"
         nodes.add_row(escape(node.layer or node.node), escape(node.operation), f"{node.milliseconds:.4f}", percentage)
     out.print(nodes)
     out.print(f"\nspace     {escape(found.space)}", soft_wrap=True)
-    for left in found.structure.left_dense:
+    for left in structure.left_dense:
         out.print(f"dense     {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
+
+
+def _titled(title: str, *columns: str) -> Table:
+    """A table under a title; names and words to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("width", "time", "ms", "share") else "left")
+    return table
+
+
+def _cost(kl: float | None, loss: float) -> str:
+    return f"loss {loss:+.3f}" if kl is None else f"{kl:.3f}"
 
 
 def print_doctor(view: Examination) -> None:

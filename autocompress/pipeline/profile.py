@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autocompress.compress.sensitivity import GroupSensitivity, group_sensitivity
+from autocompress.compress.sensitivity import Sensitivity, measure_sensitivity
 from autocompress.inputs import arrays
 from autocompress.measure.layers import NodeLatency, node_latencies
 from autocompress.pipeline.folder import read_record, write_record
@@ -10,6 +10,11 @@ from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import reporter
 from autocompress.records import Record, Structure
 from autocompress.rng import derive_seed
+
+#: Bits that every layer's weights are rounded to alone.
+_BITS = (8, 4)
+#: Validation examples, and training batches for recalibration, of every single change: enough to order them.
+_EXAMPLES, _BATCHES = 384, 4
 
 
 class Profile(Record):
@@ -19,13 +24,13 @@ class Profile(Record):
         structure: groups, layers, and what is left dense and why.
         space: the size of the search space, in words.
         latency: the dense artifact's nodes with their time.
-        sensitivity: per group, the effect of halving it alone.
+        sensitivity: what each single cut, rounding or left out block costs in loss and divergence.
     """
 
     structure: Structure
     space: str
     latency: tuple[NodeLatency, ...]
-    sensitivity: tuple[GroupSensitivity, ...]
+    sensitivity: Sensitivity
 
 
 def profile(bench: Workbench) -> Profile:
@@ -35,27 +40,30 @@ def profile(bench: Workbench) -> Profile:
     if earlier is not None:
         report.stage("profile", "taking up the earlier profile")
         return earlier
-    report.stage("profile", f"{len(bench.prepared.structure.groups)} groups: latency per layer, sensitivity per group")
+    structure = bench.prepared.structure
+    report.stage("profile", "latency of every layer")
+    latency = node_latencies(
+        bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256),
+        arrays(bench.task.example_input()),
+        [layer.name for layer in structure.layers],
+        threads=bench.target.threads,
+    )
     found = Profile(
-        structure=bench.prepared.structure,
+        structure=structure,
         space=bench.space.describe(),
-        latency=tuple(
-            node_latencies(
-                bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256),
-                arrays(bench.task.example_input()),
-                [layer.name for layer in bench.prepared.structure.layers],
-                threads=bench.target.threads,
-            )
-        ),
-        sensitivity=tuple(
-            group_sensitivity(
-                bench.task,
-                bench.dense,
-                bench.prepared.structure,
-                bench.statistics,
-                round_to=bench.target.round_to,
-                seed=derive_seed(bench.study.seed, "sensitivity"),
-            )
+        latency=tuple(latency),
+        sensitivity=measure_sensitivity(
+            bench.task,
+            bench.dense,
+            structure,
+            bench.statistics,
+            round_to=bench.target.round_to,
+            bits=_BITS,
+            blocks=True,
+            examples=_EXAMPLES,
+            batches=_BATCHES,
+            seed=derive_seed(bench.study.seed, "sensitivity"),
+            on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} single changes"),
         ),
     )
     write_record(bench.folder.profile, found)
