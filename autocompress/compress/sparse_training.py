@@ -1,60 +1,22 @@
 """Training that is sparse from its first step to its last: masks move, the number of zeros does not.
 
+How many zeros each layer has (uniform, ERK) is the plan's say; see `allocate.allocate_masks`.
+
 References:
     Mocanu et al., 2018, "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
-    network science" (SET, and the Erdős-Rényi densities);
-    Evci et al., 2020, "Rigging the Lottery: Making All Tickets Winners" (RigL, and the kernel form, ERK).
+    network science" (SET); Evci et al., 2020, "Rigging the Lottery: Making All Tickets Winners" (RigL).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.compress.masks import FixedMasks, Masks, masked_weight
-from autocompress.errors import InfeasibleError
 from autocompress.records import SparseTraining
 from autocompress.rng import derive_seed
-
-
-def erk_sparsities(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
-    r"""Shares of zeros by layer that add up to `sparsity`, sparser in larger layers.
-
-    A layer's density is :math:`\epsilon \cdot \sum_i d_i / \prod_i d_i` of its weight's sizes d, kernel included; ε
-    is the same for all layers. Layers that would be denser than dense stay dense, and the rest shares what is left.
-
-    Args:
-        shapes: layer name -> shape of its weight.
-        sparsity: share of zeros among all their weights, in [0, 1).
-
-    Returns:
-        Layer name -> share of zeros in [0, 1); 0 for layers that stay dense.
-
-    Raises:
-        InfeasibleError: `sparsity` is out of range.
-
-    Examples:
-        >>> erk_sparsities({"a": (10, 10), "b": (20, 20)}, 0.5)
-        {'a': 0.16666666666666663, 'b': 0.5833333333333333}
-    """
-    if not 0.0 <= sparsity < 1.0:
-        raise InfeasibleError(f"sparsity: expected a share of zeros in [0, 1), got {sparsity}")
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / prod(shape) for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while len(dense) < len(shapes):
-        rest = [name for name in shapes if name not in dense]
-        kept = (1.0 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        epsilon = kept / sum(raw[name] * sizes[name] for name in rest)
-        over = {name for name in rest if epsilon * raw[name] >= 1.0}
-        if not over:
-            return {name: 0.0 if name in dense else 1.0 - epsilon * raw[name] for name in shapes}
-        dense |= over
-    return dict.fromkeys(shapes, 0.0)
 
 
 def replaced(schedule: SparseTraining, update: int, active: int, inactive: int) -> int:

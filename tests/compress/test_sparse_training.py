@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from autocompress.compress.masks import Masks
+from autocompress.compress.sparse_training import Rewiring, replaced, rewired, update_steps
+from autocompress.records import SparseTraining
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(4, 40), active=st.floats(0.1, 0.9), share=st.floats(0.0, 1.0), random=st.booleans(),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_an_update_swaps_the_smallest_active_weights_for_the_steepest_inactive(
+    size: int, active: float, share: float, random: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    count_active = max(1, min(size - 1, round(active * size)))
+    kept = torch.zeros(size, dtype=torch.bool)
+    kept[torch.randperm(size, generator=generator)[:count_active]] = True
+    weight = torch.randn(size, generator=generator) * kept
+    gradient = torch.randn(size, generator=generator)
+    count = min(round(share * count_active), size - count_active)
+    new, grown = rewired(kept, weight, None if random else gradient, count, generator)
+    assert int(new.sum()) == count_active
+    assert int(grown.sum()) == count
+    assert not (grown & kept).any()
+    assert torch.equal(new & ~kept, grown)
+    smallest = sorted((i for i in range(size) if kept[i]), key=lambda i: abs(float(weight[i])))[:count]
+    assert {i for i in range(size) if kept[i] and not new[i]} == set(smallest)
+    if not random:
+        steepest = sorted((i for i in range(size) if not kept[i]), key=lambda i: -abs(float(gradient[i])))[:count]
+        assert {i for i in range(size) if grown[i]} == set(steepest)
+
+
+def test_the_replaced_share_decays_as_a_cosine() -> None:
+    schedule = SparseTraining(fraction=0.4, updates=4)
+    got = [replaced(schedule, k, active=1000, inactive=1000) for k in range(4)]
+    assert got == [round(200 * (1 + math.cos(math.pi * k / 4))) for k in range(4)] == [400, 341, 200, 59]
+    assert replaced(schedule, 0, active=1000, inactive=7) == 7
+
+
+@given(updates=st.integers(1, 50), until=st.floats(0.01, 1.0), steps=st.integers(1, 80))
+def test_updates_are_spread_up_to_their_end(updates: int, until: float, steps: int) -> None:
+    found = update_steps(SparseTraining(updates=updates, until=until), steps)
+    assert all(0 <= step <= min(steps - 1, math.ceil(until * steps)) for step in found)
+    assert list(found.values()) == sorted(found.values())
+    assert found[min(found)] == 0
+    if until * steps >= 2 * updates and until < 1.0:
+        assert list(found.values()) == list(range(updates))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+def test_density_is_constant_and_grown_weights_start_at_zero_without_momentum(method: str, optimizer: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(12, 10, bias=False))
+    weight = module[0].weight
+    schedule = SparseTraining.model_validate({"method": method, "fraction": 0.5, "until": 0.8, "updates": 4})
+    start = Masks({"0": torch.rand(10, 12) < 0.3})
+    active = int(start.kept["0"].sum())
+    hook = Rewiring(start, schedule, seed=0)
+    steps: torch.optim.Optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.1)
+    if optimizer == "sgd":
+        steps = torch.optim.SGD([weight], lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1)
+    x, y = torch.randn(20, 12), torch.randn(20, 10)
+    hook.begin(module, steps)
+    changes = 0
+    for step in range(20):
+        steps.zero_grad()
+        hook.before_forward(module, step, 20)
+        assert int((weight != 0).sum()) == active
+        torch.autograd.backward((module(x) - y).square().sum())
+        assert weight.grad is not None
+        dense, old = weight.grad.clone(), hook.masks.kept["0"]
+        hook.before_update(module, step, 20)
+        new = hook.masks.kept["0"]
+        assert int(new.sum()) == active
+        grown = new & ~old
+        if grown.any():
+            changes += 1
+            assert not weight[grown].any()
+            for state in steps.state[weight].values():
+                if isinstance(state, Tensor) and state.shape == weight.shape:
+                    assert not state[grown].any()
+                    assert state[new & old].any()
+            if method == "rigl":
+                assert dense[grown].abs().min() >= dense[~new & ~old].abs().max()
+        assert torch.equal(weight.grad, dense * new)  # inactive weights get no gradient
+        steps.step()
+        hook.after_update(module, step, 20)
+        assert not weight[~new].any()
+    hook.finish(module)
+    hook.masks.check(module)
+    assert changes == (0 if method == "static" else 4)
+
+
+def test_random_growth_follows_its_seed() -> None:
+    def grown(seed: int) -> Tensor:
+        kept = torch.arange(100) < 50
+        return rewired(kept, torch.arange(100.0), None, 20, torch.Generator().manual_seed(seed))[0]
+
+    assert torch.equal(grown(0), grown(0))
+    assert not torch.equal(grown(0), grown(1))
