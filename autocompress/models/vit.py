@@ -97,6 +97,6 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (n, channels, image, image) to (n, classes)."""
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat((self.token.expand(len(x), -1, -1), x), dim=1) + self.positions
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), dim=1) + self.positions
         logits: Tensor = self.head(self.norm(self.layers(x))[:, 0])
         return logits

@@ -97,6 +97,15 @@ def test_every_parameter_takes_part(build: Build, arguments: dict[str, object]) 
     assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
 
+def test_a_vit_is_exported_for_any_number_of_images() -> None:
+    module = vit(16, 8, width=8, depth=1, heads=2, classes=3, channels=1).eval()
+    x = torch.rand(2, 1, 16, 16)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (x,), dynamic_shapes=shapes)
+    more = torch.rand(5, 1, 16, 16)
+    torch.testing.assert_close(program.module()(more), module(more))
+
+
 def test_a_unet_keeps_the_size_of_the_image() -> None:
     module = unet(width=4, depth=3, classes=5, channels=2)
     assert module(torch.rand(3, 2, 16, 24)).shape == (3, 5, 16, 24)
