@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from autocompress.compress.fold import fold_batch_norm
 from autocompress.compress.onnx_names import name_layers
+from autocompress.compress.onnx_simplify import simplify
 from autocompress.errors import ExportError
 from autocompress.inputs import Inputs, apply, call, named
 
@@ -83,6 +84,7 @@ def export_onnx(module: nn.Module, example: Inputs) -> Exported:
     folded = fold_batch_norm(reference, probe)
     proto = _trace(folded, pair, outputs=len(expected)).model_proto
     name_layers(proto.graph, folded)
+    simplify(proto.graph, lambda tensors: _shapes(proto, tensors, named(pair), named(probe)))
     _check_inputs(proto.graph, named(row))
     _check_batch(proto.graph)
     model = canonical(proto)
@@ -244,6 +246,26 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _shapes(
+    proto: ModelProto, tensors: Sequence[str], two: Mapping[str, Tensor], three: Mapping[str, Tensor]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of inner tensors for batches of two and three."""
+    tapped = ModelProto()
+    tapped.CopyFrom(proto)
+    known = {value.name for value in proto.graph.output}
+    # The element type is the runtime's to infer: only names matter.
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    try:
+        session = runtime_session(tapped.SerializeToString())
+        results = [
+            session.run(list(tensors), {name: tensor.numpy() for name, tensor in batch.items()})
+            for batch in (two, three)
+        ]
+    except Exception as error:  # the runtime has no public base class for its errors
+        raise ExportError(f"export: the runtime cannot run the model: {_first_cause(error)}") from error
+    return [(a.shape, b.shape) for a, b in zip(*results, strict=True)]
 
 
 def _check_inputs(graph: GraphProto, inputs: Mapping[str, Tensor]) -> None:

@@ -1,268 +1,143 @@
-"""Static 8-bit quantization of chosen layers with onnxruntime's writer.
+"""Quantization of chosen layers of an ONNX model.
 
-Activations are unsigned 8-bit, asymmetric, one scale per tensor from the smallest and largest value seen in
-calibration; weights are signed 8-bit, symmetric, one scale per output channel, so that a zero weight stays zero. On x86
-with VNNI this pair is the fast one; signed activations are slower than floats there.
+Activations are unsigned 8-bit, asymmetric, one grid per tensor from calibration data; weights are signed, symmetric,
+one scale per output channel, so that a zero weight stays zero. On x86 with VNNI this pair is the fast one; signed
+activations are slower than floats there. Weights of fewer than 8 bits lie on a coarser grid but are stored as 8-bit
+integers: onnxruntime has integer kernels for those, and computes convolutions and matrix products with packed 4-bit
+weights and quantized activations in floats, dequantizing at every run.
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto
-from onnxruntime import quantization
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from autocompress.compress.artifact import WEIGHTED
+from autocompress.compress.between import tidy
+from autocompress.compress.calibrate import check_calibration, ranges
 from autocompress.compress.export import canonical
-from autocompress.errors import CompressionError, InfeasibleError
-
-#: Examples per calibration run of the float model.
-_BATCH = 64
-#: Operators that the runtime computes on 8-bit values without weights, by how they are treated.
-_FOLLOWS = frozenset(
-    {"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose", "Slice", "Pad"}
+from autocompress.compress.grids import Grid
+from autocompress.compress.half import store_half
+from autocompress.compress.onnx_names import WEIGHT_INPUT, layer_of
+from autocompress.compress.qdq import quantize_layers
+from autocompress.compress.weights_only import (
+    quantize_embeddings,
+    quantize_products,
+    quantize_recurrent,
+    recurrent_layers,
+    split_directions,
 )
-_JOINS = frozenset({"Add", "Concat", "Mul"})
-#: Float layers that the runtime would quantize of its own accord.
-_RUNTIME_QUANTIZES = frozenset({"Conv", "ConvTranspose", "Gemm"})
+from autocompress.errors import CompressionError, InfeasibleError
+from autocompress.inputs import Inputs
+from autocompress.records import LayerBits, Quantizer
+
+_LINEAR = frozenset({"Gemm", "MatMul"})
 
 
-def quantize_static(model: bytes, layers: Collection[str], calibration: np.ndarray) -> bytes:
-    """Quantize exactly `layers` to 8 bits; every other layer keeps its float weights.
+def quantize(
+    model: bytes,
+    bits: Sequence[LayerBits],
+    quantizer: Quantizer,
+    calibration: Inputs,
+    grids: Mapping[str, Grid] | None = None,
+) -> bytes:
+    """Quantize exactly the layers in `bits`; every other layer keeps its float weights.
 
-    Operators without weights are quantized where most of their neighbours are, so that int8 layers in a row exchange
-    8-bit values and float layers in a row exchange floats. Node and weight names stay. The same arguments give the
-    same bytes.
+    - 8 to 2 bits, convolutions and linear layers: integer weights and input activations. Operators without weights are
+      quantized where most of their neighbours are, so that int8 layers in a row exchange 8-bit values and float layers
+      in a row exchange floats.
+    - 8 to 2 bits, embeddings and matrices of recurrent layers: integer weights in the file, one scale per column of a
+      table and per row of a matrix. A recurrent kernel computes in floats.
+    - 8 or 4 bits, weights only, linear layers: integer weights in blocks of 32 or 16 inputs (`MatMulNBits`).
+    - 16 bits: half precision in the file, floats in the runtime.
+
+    Node names stay. The same arguments give the same bytes.
 
     Args:
         model: an ONNX model as `export_onnx` writes it.
-        layers: names of nodes with weights; empty returns `model` as it is.
-        calibration: shape (n, ...), inputs from the training split; n >= 1.
+        bits: what is asked; empty returns `model` as it is.
+        quantizer: how ranges of activations are found.
+        calibration: tensors of shape (n, ...), inputs from the training split; n >= 1.
+        grids: layer name -> its trained grid; see `autocompress.compress.qat.train_quantized`. Weights of these layers
+            have to lie on their grid; the file gets exactly these integers and scales.
 
     Raises:
-        InfeasibleError: a layer is not in the model, or has no constant weights that could be quantized.
-        CompressionError: the calibration inputs are empty or not finite, or onnxruntime's writer failed.
+        InfeasibleError: a layer is not in the model, or cannot be quantized as asked.
+        CompressionError: the calibration inputs are empty or not finite, or a grid is not its layer's.
     """
-    if not layers:
+    if not bits:
         return model
-    if len(calibration) == 0 or not np.all(np.isfinite(calibration)):
-        raise CompressionError(
-            f"quantize: expected at least one calibration input, all finite, got shape {calibration.shape}"
-        )
+    check_calibration(calibration)
     proto = onnx.load_model_from_string(model)
-    chosen = _weighted_nodes(proto.graph, layers)
-    nodes = chosen | _between(proto.graph, chosen)
-    written = _write(proto, sorted(nodes), np.ascontiguousarray(calibration, dtype=np.float32))
-    _keep_float_readers(written.graph, nodes)
-    _drop_output_pair(written.graph)
-    _hold_floats(written.graph, nodes)
-    _drop_unread(written.graph)
-    written.producer_name, written.producer_version = proto.producer_name, proto.producer_version
-    return canonical(written)
-
-
-class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Feeds calibration inputs in batches."""
-
-    def __init__(self, inputs: np.ndarray) -> None:
-        self._batches = iter(np.array_split(inputs, max(1, -(-len(inputs) // _BATCH))))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch; None at the end."""
-        batch = next(self._batches, None)
-        return None if batch is None else {"input": batch}
-
-
-def _write(proto: ModelProto, nodes: list[str], calibration: np.ndarray) -> ModelProto:
-    types = sorted({node.op_type for node in proto.graph.node if node.name in set(nodes)})
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder, _quiet():
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        try:
-            # Normalization is folded already, and the runtime's optimizer would rename nodes: shapes are all we need.
-            quant_pre_process(proto, prepared, skip_optimization=True, skip_symbolic_shape=True)
-            quantization.quantize_static(
-                prepared,
-                quantized,
-                _Reader(calibration),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=types,
-                nodes_to_quantize=nodes,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
-            )
-        except Exception as error:  # the writer raises every kind of error
-            raise CompressionError(
-                f"quantize: onnxruntime could not quantize {len(nodes)} nodes: {type(error).__name__}: {error}"
-            ) from error
-        return onnx.load_model(quantized)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The writer logs advice to the root logger; warnings and below are not for the user."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(level, logging.ERROR))
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
-def _weighted_nodes(graph: GraphProto, layers: Collection[str]) -> set[str]:
-    constants = {tensor.name for tensor in graph.initializer}
-    found: dict[str, set[str]] = {}
-    for node in graph.node:
-        if node.op_type in WEIGHTED and node.input[1] in constants:
-            found.setdefault(node.name.partition("@")[0], set()).add(node.name)
-    missing = sorted(set(layers) - found.keys())
-    if missing:
-        raise InfeasibleError(
-            f"quantize: no layer {missing[0]!r} with constant weights in the model; it has {', '.join(sorted(found))}"
+    grids = grids or {}
+    nodes = _nodes(proto.graph)
+    matrices = recurrent_layers(proto.graph)
+    _check(bits, nodes, set(matrices))
+    by_kind: dict[str, dict[str, int]] = {"static": {}, "blocks": {}, "table": {}, "matrix": {}}
+    half: list[str] = []
+    for entry in bits:
+        if entry.bits == 16:
+            half.append(entry.layer)
+        elif entry.layer in matrices:
+            by_kind["matrix"][entry.layer] = entry.bits
+        else:
+            kind = "blocks" if entry.weights_only else "static"
+            kind = "table" if nodes[entry.layer][0].op_type == "Gather" else kind
+            by_kind[kind].update({node.name: entry.bits for node in nodes[entry.layer]})
+    floats = ModelProto()
+    floats.CopyFrom(proto)
+    parts = split_directions(proto.graph, [entry.layer for entry in bits if entry.layer in matrices])
+    halves = [(layer, parts[layer] if layer in parts else _weight_of(nodes[layer][0])) for layer in half]
+    if by_kind["static"]:
+        quantize_layers(
+            proto.graph,
+            by_kind["static"],
+            grids,
+            lambda tensors: ranges(floats, tensors, calibration, quantizer.calibrator),
         )
-    return {name for layer in layers for name in found[layer]}
+    if by_kind["blocks"]:
+        quantize_products(proto, by_kind["blocks"])
+    quantize_embeddings(proto.graph, by_kind["table"], {name: grid.weight_scale for name, grid in grids.items()})
+    quantize_recurrent(proto.graph, by_kind["matrix"], parts)
+    store_half(proto.graph, halves)
+    tidy(proto.graph)
+    return canonical(proto)
 
 
-def _between(graph: GraphProto, chosen: set[str]) -> set[str]:
-    """Nodes without weights to quantize as well, so that few tensors change between 8-bit and float.
-
-    A following operator (activation, pooling) is quantized with its producer. A joining one (addition) is quantized if
-    all its sides are 8-bit: its inputs by their producer or another reader, its output by its readers. Quantizing it
-    with fewer sides was not faster on a residual network, and less accurate. Repeated until nothing changes, because
-    chains of additions depend on one another; the set only grows, so that it ends.
-    """
-    producer = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+def _nodes(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Layer name -> its nodes with constant weights."""
     constants = {tensor.name for tensor in graph.initializer}
-    quantized = set(chosen)
-
-    def feeds_8bit(tensor: str) -> bool:
-        return any(
-            node.name in quantized or (node.op_type in _FOLLOWS and feeds_8bit(node.output[0]))
-            for node in readers.get(tensor, [])
-        )
-
-    def is_8bit(tensor: str) -> bool:
-        return (tensor in producer and producer[tensor].name in quantized) or feeds_8bit(tensor)
-
-    while True:
-        before = len(quantized)
-        for node in graph.node:
-            inputs = [name for name in node.input if name and name not in constants]
-            if node.op_type in _FOLLOWS and inputs and inputs[0] in producer:
-                grows = producer[inputs[0]].name in quantized
-            elif node.op_type in _JOINS and len(inputs) >= 2:
-                sides = [is_8bit(name) for name in inputs] + [feeds_8bit(node.output[0])]
-                grows = all(sides)
-            else:
-                continue
-            if grows:
-                quantized.add(node.name)
-        if len(quantized) == before:
-            return quantized - chosen
-
-
-def _keep_float_readers(graph: GraphProto, quantized: set[str]) -> None:
-    """Let float nodes read a float tensor itself, not the copy of it that was quantized for an int8 reader."""
-    producer = {output: node for node in graph.node for output in node.output}
+    found: dict[str, list[NodeProto]] = {}
     for node in graph.node:
-        if node.name in quantized or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        position = WEIGHT_INPUT.get(node.op_type)
+        if position is None or len(node.input) <= position or node.input[position] not in constants:
             continue
-        for position, name in enumerate(node.input):
-            original = _behind_pair(producer, name)
-            source = producer.get(original) if original else None
-            # What an int8 layer computed has to pass through its pair: the runtime merges it into the layer.
-            if original and (source is None or source.name not in quantized):
-                node.input[position] = original
-
-
-def _behind_pair(producer: dict[str, NodeProto], tensor: str) -> str | None:
-    dequantize = producer.get(tensor)
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        return None
-    quantize = producer.get(dequantize.input[0])
-    return quantize.input[0] if quantize is not None and quantize.op_type == "QuantizeLinear" else None
-
-
-def _drop_output_pair(graph: GraphProto) -> None:
-    """Let a last linear layer return floats: the runtime's int8 kernel can, and the outputs keep their resolution."""
-    producer = {output: node for node in graph.node for output in node.output}
-    for value in graph.output:
-        original = _behind_pair(producer, value.name)
-        source = producer.get(original) if original else None
-        readers = [node for node in graph.node if original in node.input]
-        if source is None or source.op_type not in ("Gemm", "MatMul") or len(readers) != 1:
+        if node.op_type == "Gather" and node.name.startswith("Gather_"):
             continue
-        pair = (readers[0], producer[value.name])
-        source.output[0] = value.name
-        for node in pair:
-            graph.node.remove(node)
+        found.setdefault(layer_of(node.name), []).append(node)
+    return found
 
 
-def _hold_floats(graph: GraphProto, quantized: set[str]) -> None:
-    """Keep the runtime from computing a float layer in 8 bits because its neighbours are.
-
-    ONNX Runtime (1.20 and later) quantizes the float weights of a layer between a dequantizing and a quantizing node
-    by itself, per tensor, looking through Relu and Clip only. A LeakyRelu ends its search: with slope 0 it is a Relu,
-    with slope 1 the identity, and the runtime merges either into the float layer, so that it costs nothing.
-
-    References:
-        onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc
-    """
-    producer = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    for node in list(graph.node):
-        source = producer.get(node.input[0]) if node.op_type in _RUNTIME_QUANTIZES else None
-        if node.name in quantized or source is None or source.op_type != "DequantizeLinear":
-            continue
-        following = readers.get(node.output[0], [])
-        if len(following) == 1 and following[0].op_type == "Relu":
-            following[0].op_type = "LeakyRelu"
-            following[0].attribute.append(onnx.helper.make_attribute("alpha", 0.0))
-        elif len(following) == 1 and following[0].op_type in ("QuantizeLinear", "Clip"):
-            held = f"{node.output[0]}_float"
-            graph.node.append(
-                onnx.helper.make_node("LeakyRelu", [held], [node.output[0]], f"{node.name}/float", alpha=1.0)
+def _check(bits: Sequence[LayerBits], nodes: Mapping[str, list[NodeProto]], matrices: set[str]) -> None:
+    asked = [entry.layer for entry in bits]
+    twice = sorted({layer for layer in asked if asked.count(layer) > 1})
+    if twice:
+        raise CompressionError(f"plan.bits: expected every layer once, got {twice[0]!r} again")
+    known = sorted({*nodes, *matrices})
+    for entry in bits:
+        if entry.layer not in known:
+            raise InfeasibleError(
+                f"quantize: no layer {entry.layer!r} with constant weights in the model; it has {', '.join(known)}"
             )
-            node.output[0] = held
+        if entry.weights_only:
+            kind = "a recurrent matrix" if entry.layer in matrices else nodes[entry.layer][0].op_type
+            if kind not in (*_LINEAR, "Gather"):
+                raise InfeasibleError(
+                    f"plan.bits: layer {entry.layer!r}: expected a linear layer or an embedding for weights_only, got "
+                    f"{kind}; possible without weights_only: 16, 8, 7, 6, 5, 4, 3, 2 bits"
+                )
 
 
-def _drop_unread(graph: GraphProto) -> None:
-    """Remove nodes and constants that nothing reads any more, and bring the rest into order of computation."""
-    outputs = {value.name for value in graph.output}
-    while True:
-        read = outputs | {name for node in graph.node for name in node.input}
-        dead = [node for node in graph.node if not any(name in read for name in node.output)]
-        if not dead:
-            break
-        for node in dead:
-            graph.node.remove(node)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
-    known = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input} | {""}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        ready = [node for node in waiting if all(name in known for name in node.input)]
-        if not ready:
-            raise CompressionError("quantize: the quantized model has a cycle")
-        ordered += ready
-        known.update(name for node in ready for name in node.output)
-        done = {id(node) for node in ready}
-        waiting = [node for node in waiting if id(node) not in done]
-    del graph.node[:]
-    graph.node.extend(ordered)
+def _weight_of(node: NodeProto) -> str:
+    return str(node.input[WEIGHT_INPUT[node.op_type]])

@@ -1,0 +1,131 @@
+"""Ranges of a model's inner tensors, taken from calibration data with onnxruntime's own calibrators."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from autocompress.compress.export import runtime_session
+from autocompress.errors import CompressionError
+from autocompress.inputs import Inputs, batch_size, named
+
+Calibrator = Literal["minmax", "percentile", "entropy"]
+#: Examples per run of the float model.
+_BATCH = 64
+#: Share of the values that a percentile range holds, in percent; its histogram's bins.
+_PERCENTILE, _PERCENTILE_BINS = 99.999, 2048
+#: Bins of the histogram, and of the quantized distribution that it is compared with. With the default of as many bins
+#: as quantized ones there is a single candidate, the whole range.
+_ENTROPY_BINS, _ENTROPY_QUANTIZED = 512, 128
+
+
+def check_calibration(calibration: Inputs) -> None:
+    """Refuse an empty calibration set, and one that is not finite.
+
+    Raises:
+        CompressionError: naming the input and its shape.
+    """
+    batch_size(calibration)
+    for name, tensor in named(calibration).items():
+        finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
+        if len(tensor) == 0 or not finite:
+            raise CompressionError(
+                f"quantize: expected at least one calibration input, all finite, got {name!r} of shape "
+                f"{tuple(tensor.shape)}{'' if finite else ' with values that are not finite'}"
+            )
+
+
+def ranges(
+    proto: ModelProto, tensors: Sequence[str], calibration: Inputs, calibrator: Calibrator
+) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value that the grid of each tensor has to hold.
+
+    Args:
+        proto: a float model; left alone.
+        tensors: names of its inputs or of its nodes' outputs.
+        calibration: tensors of shape (n, ...), n >= 1; every one of them counts, in batches.
+        calibrator: ``"minmax"``: what occurred; ``"percentile"``: all but the outermost 0.001%; ``"entropy"``: the
+            symmetric range, cut to what occurred, whose quantized distribution diverges least.
+
+    Returns:
+        Tensor name -> (low, high).
+
+    Raises:
+        CompressionError: the calibration set is empty or not finite, or an inner tensor is not finite.
+
+    References:
+        Migacz, 2017, "8-bit inference with TensorRT" (entropy).
+    """
+    check_calibration(calibration)
+    wanted = list(dict.fromkeys(tensors))
+    found: dict[str, tuple[float, float]] = {}
+    collectors = {} if calibrator == "minmax" else {name: _collector(calibrator) for name in wanted}
+    for batch in _values(proto, wanted, calibration):
+        for name, values in batch.items():
+            if values.size and not np.all(np.isfinite(values)):
+                raise CompressionError(
+                    f"quantize: expected finite values in calibration, got others in tensor {name!r}; a masked score "
+                    "of -inf cannot be quantized"
+                )
+            if name in collectors:
+                with _silent():
+                    collectors[name].collect({name: values})
+            elif values.size:
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = (min(low, float(values.min())), max(high, float(values.max())))
+    for name, collector in collectors.items():
+        with _silent():
+            low, high = collector.compute_collection_result()[name][:2]
+        found[name] = (float(low), float(high))
+    return {name: found.get(name, (0.0, 0.0)) for name in wanted}
+
+
+def _collector(calibrator: Calibrator) -> HistogramCollector:
+    bins = _PERCENTILE_BINS if calibrator == "percentile" else _ENTROPY_BINS
+    return HistogramCollector(
+        method=calibrator,
+        symmetric=False,
+        num_bins=bins,
+        num_quantized_bins=_ENTROPY_QUANTIZED,
+        percentile=_PERCENTILE,
+        scenario="same",
+    )
+
+
+def _values(proto: ModelProto, tensors: Sequence[str], calibration: Inputs) -> Iterator[dict[str, np.ndarray]]:
+    """Batch by batch, the tensors' values on the calibration set."""
+    feeds = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in named(calibration).items()}
+    expected = {value.name for value in proto.graph.input}
+    if set(feeds) != expected:
+        raise CompressionError(
+            f"quantize: expected calibration inputs {', '.join(sorted(expected))}, got {', '.join(sorted(feeds))}"
+        )
+    tapped = ModelProto()
+    tapped.CopyFrom(proto)
+    known = {value.name for value in tapped.graph.output}
+    inner = [name for name in tensors if name not in feeds]
+    tapped.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner if name not in known
+    )
+    session = runtime_session(tapped.SerializeToString())
+    count = batch_size(calibration)
+    for start in range(0, count, _BATCH):
+        batch = {name: values[start : start + _BATCH] for name, values in feeds.items()}
+        batch = {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in batch.items()}
+        results = session.run(inner, batch) if inner else []
+        inputs = {name: batch[name] for name in tensors if name in feeds}
+        yield {**inputs, **dict(zip(inner, results, strict=True))}
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The collectors print."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
