@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from autocompress.errors import TaskError
 from autocompress.models.resnet import resnet_cifar
 from autocompress.models.weights import load_weights
+from autocompress.references import load_object
 from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task
 
@@ -137,7 +138,8 @@ def images(
     Args:
         data: path of a file with ``x_train``, ``y_train``, ``x_test``, ``y_test``; images are uint8 of shape
             (n, height, width) or (n, height, width, channels) with 1 or 3 channels.
-        network: arguments of `resnet_cifar`.
+        network: arguments of `resnet_cifar`; or of the function that the key ``kind`` names, such as
+            ``{"kind": "autocompress.models.vgg:vgg", ...}`` or ``{"kind": "path/file.py:function", ...}``.
         mean: one per channel, of pixels in [0, 1].
         std: one per channel.
         weights: a safetensors file for the network; without it the network is trained by `epochs` and its companions.
@@ -168,7 +170,7 @@ def images(
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial weights"))
-            module = resnet_cifar(**network)
+            module = _build(network)
         return module if weights is None else load_weights(module, Path(weights).expanduser())
 
     def part(x: Tensor, y: Tensor, *, noisy: bool = False) -> ImageTensors:
@@ -185,6 +187,22 @@ def images(
         recipe=Recipe(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size),
         recovery_learning_rate=recovery_learning_rate,
     )
+
+
+def _build(network: Mapping[str, Any]) -> nn.Module:
+    """The network by its own function, `resnet_cifar` unless ``kind`` names another."""
+    arguments = dict(network)
+    kind = arguments.pop("kind", None)
+    if kind is None:
+        return resnet_cifar(**arguments)
+    try:
+        function = load_object(kind)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise TaskError(f"network.kind: expected a function that builds a network, got {kind!r}: {error}") from error
+    module = function(**arguments)
+    if not isinstance(module, nn.Module):
+        raise TaskError(f"network.kind: expected {kind!r} to return a torch.nn.Module, got {type(module).__name__}")
+    return module
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

