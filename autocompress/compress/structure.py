@@ -1,247 +1,158 @@
-"""What can be compressed in a network, found by tracing it and by trying every cut once."""
+"""What can be compressed in a network, found by following its channels and by trying every cut once."""
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from autocompress.compress.coupling import ChannelGraph, Coupling, has_own_weight
+from autocompress.compress.blocks import find_blocks
+from autocompress.compress.coupling import COMPUTED, IS_OUTPUT, Traced, trace_layers, two_or_more
+from autocompress.compress.layers import RECURRENT, Found, kind_of, outputs, run_layers
+from autocompress.compress.probe import Probe
 from autocompress.errors import CompressionError, TaskError
-from autocompress.records import Group, Layer, LeftDense, Structure
-from autocompress.rng import derive_seed
+from autocompress.inputs import Inputs
+from autocompress.records import Block, Group, Layer, LeftDense, Structure
 
-IS_OUTPUT = "its channels are the model's output"
+__all__ = ["IS_OUTPUT", "evaluate", "find_structure", "layer_calls"]
+
 #: Modules with parameters that follow a cut of their neighbours, and need no entry of their own.
 _QUIET = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.GroupNorm,
     nn.PReLU,
 )
+_TOGETHER = "all its channels can only be removed together"
+_NOT_RUN = "it does not run as a module in the forward pass"
 
 
-def find_structure(module: nn.Module, example: Tensor) -> Structure:
-    """Find the groups of coupled channels and the layers of a network.
+def find_structure(module: nn.Module, example: Inputs) -> Structure:
+    """Find the groups of coupled units, the layers and the droppable blocks of a network.
 
-    Every group is tried on a deep copy with random weights: half of its channels are removed, and the copy must still
-    run, keep its output's shape, need fewer multiply-adds, and compute what the dense copy computes with those channels
-    masked (this last check is left out where a LayerNorm or GroupNorm over all channels follows, because removing is
-    not masking there). What fails is named in `Structure.left_dense` with the reason, and stays as it is.
+    Every group is tried on a deep copy with random weights: half of its units are removed, and the copy must still run,
+    keep the shape of all outputs, need fewer multiply-adds, and compute what the dense copy computes with those units
+    masked. Where a normalization over all channels follows, removing is not masking: there the channels of the cut copy
+    are followed again, and must be those that were kept. What fails is named in `Structure.left_dense` with the reason,
+    and stays as it is.
 
     Args:
         module: left alone; its parameters may be frozen.
-        example: one input batch, shape (n, ...).
+        example: one input batch, tensors of shape (n, ...).
 
     Returns:
         Groups and layers in the order of the forward pass.
 
     Raises:
-        TaskError: the module does not run on the example, or does not return one tensor.
+        TaskError: the module does not run on the example, or returns no tensor.
     """
-    calls = layer_calls(module, example)
-    usable = [name for name in calls if has_own_weight(module.get_submodule(name))]
-    left = _unsupported(module, calls)
-    groups: list[Group] = []
+    _, layers = run_layers(module, example)
+    inputs = two_or_more(example)
+    run_layers(module, inputs)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    usable = [layer for layer in layers if layer.parameter in parameters]
+    failed: dict[str, str] = {}
+    groups: dict[str, Group] = {}
+    blocks: tuple[Block, ...] = ()
+    traced: Traced | None = None
+    left: dict[str, str] = {}
     try:
-        # Weights computed from other tensors are part of the order too, so that what they touch is seen and named.
-        couplings = list(ChannelGraph(module, example, list(calls)).couplings())
-        probe = _Probe(module, example, list(calls))
-    except CompressionError as error:
-        couplings = []
-        left += [LeftDense(name=name, reason=str(error)) for name in usable]
-    for coupling in couplings:
-        reason = coupling.problem or probe.why_not(coupling)
-        if reason:
-            left += [LeftDense(name=name, reason=reason) for name in coupling.layers]
-            continue
-        consumers = tuple(dict.fromkeys(c.layer for c in coupling.consumers))
-        groups.append(
-            Group(
-                name=coupling.name,
-                width=coupling.width,
-                layers=coupling.layers,
-                consumers=consumers,
-                norms=coupling.norms,
+        traced = trace_layers(module, inputs, usable)
+        probe = Probe(module, inputs, traced)
+        failed = probe.failures(list(traced.groups))
+        groups = {name: found.units.group for name, found in traced.groups.items() if name not in failed}
+        blocks = find_blocks(traced, probe, usable)
+    except (CompressionError, TaskError) as error:
+        left |= {layer.name: str(error) for layer in usable}
+    owners: dict[str, str | None] = {}
+    if traced is not None:
+        for layer in usable:
+            owners[layer.name], reason = _owner(traced, layer, groups, failed)
+            if reason:
+                left.setdefault(layer.name, reason)
+    left |= _unsupported(module, layers, groups, left)
+    return Structure(
+        groups=tuple(groups.values()),
+        layers=tuple(
+            Layer(
+                name=layer.name,
+                kind=layer.kind,
+                shape=tuple(parameters[layer.parameter].shape),
+                macs=layer.macs,
+                group=owners.get(layer.name),
             )
-        )
-    owner = {name: group.name for group in groups for name in group.layers}
-    seen = owner.keys() | {entry.name for entry in left}
-    left += [
-        LeftDense(name=name, reason="torch-pruning does not follow its channels") for name in usable if name not in seen
-    ]
-    layers = tuple(_layer(name, module.get_submodule(name), calls[name], owner.get(name)) for name in usable)
-    # A layer may be named twice, for itself and for its group: the first reason is the closer one.
-    unique = {entry.name: entry for entry in reversed(left)}
-    return Structure(groups=tuple(groups), layers=layers, left_dense=tuple(unique[name] for name in sorted(unique)))
-
-
-def layer_calls(module: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-adds for one example of every Conv2d and Linear that runs, in the order of the forward pass.
-
-    Args:
-        module: left alone.
-        example: shape (n, ...).
-
-    Raises:
-        TaskError: the module does not run on the example, or does not return one tensor.
-    """
-    return _run(module, example)[1]
-
-
-def _run(module: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, int]]:
-    """Output, and multiply-adds by layer."""
-    names: dict[nn.Module, str] = {
-        part: name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)
-    }
-    macs: dict[str, int] = {}
-
-    def count(part: nn.Module, _: object, output: Tensor) -> None:
-        weight = part.weight
-        if isinstance(weight, Tensor):
-            macs[names[part]] = macs.get(names[part], 0) + output.numel() // len(inputs) * weight[0].numel()
-
-    handles = [part.register_forward_hook(count) for part in names]
-    try:
-        output = evaluate(module, inputs)
-    except TaskError:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"{type(module).__name__} does not run on an input of shape {tuple(inputs.shape)}: "
-            f"{type(error).__name__}: {error}"
-            + ("; it must take any batch size: look for one in a view or reshape" if len(inputs) > 1 else "")
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return output, macs
-
-
-def evaluate(module: nn.Module, inputs: Tensor) -> Tensor:
-    """The module's output in evaluation mode, without gradients; every part's mode is put back.
-
-    Raises:
-        TaskError: the output is not one tensor.
-    """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = module(inputs)
-    finally:
-        for part, training in modes:
-            part.training = training
-    if not isinstance(output, Tensor):
-        raise TaskError(f"{type(module).__name__}: expected it to return one tensor, got {type(output).__name__}")
-    return output
-
-
-def _layer(name: str, part: nn.Module, macs: int, group: str | None) -> Layer:
-    return Layer(
-        name=name,
-        kind="linear" if isinstance(part, nn.Linear) else "conv2d",
-        shape=tuple(part.get_parameter("weight").shape),
-        macs=macs,
-        group=group,
+            for layer in usable
+        ),
+        left_dense=tuple(LeftDense(name=name, reason=left[name]) for name in sorted(left)),
+        blocks=blocks,
     )
 
 
-def _unsupported(module: nn.Module, calls: dict[str, int]) -> list[LeftDense]:
-    """Modules with parameters of their own that nothing here compresses."""
-    left: list[LeftDense] = []
+def layer_calls(module: nn.Module, example: Inputs) -> dict[str, int]:
+    """Multiply-adds for one example of every layer that runs as a module, in the order of the forward pass.
+
+    Args:
+        module: left alone.
+        example: tensors of shape (n, ...).
+
+    Raises:
+        TaskError: the module does not run on the example, or returns no tensor.
+    """
+    return {layer.name: layer.macs for layer in run_layers(module, example)[1]}
+
+
+def evaluate(module: nn.Module, inputs: Inputs) -> Tensor:
+    """The module's output, its first tensor, in evaluation mode, without gradients; every part's mode is put back.
+
+    Raises:
+        TaskError: it returns no tensor.
+    """
+    return outputs(module, inputs)[0]
+
+
+def _owner(
+    traced: Traced, layer: Found, groups: Mapping[str, Group], failed: Mapping[str, str]
+) -> tuple[str | None, str]:
+    """The group that has all outputs of a layer, and why some of them, or all, cannot be cut."""
+    found = traced.outputs(layer)
+    if not found:
+        return None, "it has a single channel"
+    reasons = [
+        failed.get(group, "") if group is not None else reason or _TOGETHER
+        for group, reason in found
+        if group not in groups
+    ]
+    names = {group for group, _ in found}
+    if not reasons:
+        return (names.pop() if len(names) == 1 else None), ""
+    reason = Counter(reasons).most_common(1)[0][0]
+    if len(reasons) < len(found):
+        reason = f"{len(reasons)} of its {len(found)} channels: {reason}"
+    return None, reason
+
+
+def _unsupported(
+    module: nn.Module, layers: list[Found], groups: Mapping[str, Group], left: Mapping[str, str]
+) -> dict[str, str]:
+    """Modules with parameters of their own that are no layers."""
+    running = {layer.module for layer in layers}
+    shrinks = {use.parameter for group in groups.values() for use in group.uses}
+    own = dict(module.named_parameters(remove_duplicate=False))
+    found: dict[str, str] = {}
     for name, part in module.named_modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            if name not in calls:
-                left.append(LeftDense(name=name, reason="it does not run as a module in the forward pass"))
-            elif not has_own_weight(part):
-                left.append(
-                    LeftDense(name=name, reason="its weight is computed from other tensors (a parametrization)")
-                )
-        elif list(part.parameters(recurse=False)) and not isinstance(part, _QUIET):
-            left.append(LeftDense(name=name or type(part).__name__, reason=f"{type(part).__name__} is not compressed"))
-    return left
-
-
-class _Probe:
-    """A copy of the network with random weights, on which every cut is tried."""
-
-    def __init__(self, module: nn.Module, example: Tensor, order: list[str]) -> None:
-        generator = torch.Generator().manual_seed(derive_seed(0, "probe"))
-        self._dense = copy.deepcopy(module)
-        _randomize(self._dense, generator)
-        self._inputs = _probe_inputs(example, generator)
-        self._order = order
-        self._before, macs = _run(self._dense, self._inputs)
-        self._macs = sum(macs.values())
-
-    def why_not(self, coupling: Coupling) -> str:
-        """Why removing half of the coupling's channels does not work; empty if it does."""
-        if coupling.width < 2:
-            return "it has a single channel"
-        try:
-            return self._try_cut(coupling)
-        # Whatever a foreign network raises when it is cut, the answer is the same: this group stays dense, and why.
-        except Exception as error:  # noqa: BLE001
-            text = " ".join(str(error).split())
-            return f"cutting it fails: {type(error).__name__}: {text[:200]}"
-
-    def _try_cut(self, coupling: Coupling) -> str:
-        generator = torch.Generator().manual_seed(derive_seed(0, "probe", coupling.name))
-        shuffled = torch.randperm(coupling.width, generator=generator)
-        removed = sorted(shuffled[: coupling.width // 2].tolist())
-        before = self._before
-        graph = ChannelGraph(self._dense, self._inputs, self._order)
-        consumers = graph.consumers(coupling.name, removed)
-        graph.remove(coupling.name, removed)
-        after, macs = _run(graph.module, self._inputs)
-        if after.shape != before.shape:
-            if after.ndim == before.ndim and len(after) == len(before):
-                return IS_OUTPUT
-            return (
-                f"cutting it changes the output's shape from {tuple(before.shape)} to {tuple(after.shape)}: "
-                "a reshape with a fixed number of channels follows"
-            )
-        if sum(macs.values()) >= self._macs:
-            return "cutting it saves no multiply-adds"
-        if coupling.mixes_channels:
-            return ""
-        # What the consumers do not read is masked, whatever the activations and normalizations between make of it.
-        masked = copy.deepcopy(self._dense)
-        with torch.no_grad():
-            for consumer in consumers:
-                masked.get_submodule(consumer.layer).get_parameter("weight")[:, list(consumer.indices)] = 0.0
-        expected = evaluate(masked, self._inputs)
-        effect = float((expected - before).abs().max())
-        scale = float(before.abs().max())
-        if not float((after - expected).abs().max()) <= 1e-3 * effect + 1e-4 * scale:
-            return "removing its channels is not the same as masking them: they are mixed, moved or counted elsewhere"
-        return ""
-
-
-def _probe_inputs(example: Tensor, generator: torch.Generator) -> Tensor:
-    """At least two examples, so that a reshape that takes channels for examples is seen."""
-    inputs = example if len(example) > 1 else torch.cat([example, example])
-    if not inputs.is_floating_point():
-        return inputs
-    return torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
-
-
-@torch.no_grad()
-def _randomize(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights that hide nothing: a trained or zero-initialized branch may not react to a wrong cut."""
-    for parameter in module.parameters():
-        if not parameter.is_floating_point():
-            continue
-        if parameter.ndim > 1:
-            scale = (2.0 / parameter[0].numel()) ** 0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-        else:
-            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
-        elif name.endswith("running_var"):
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+        inside = [f"{name}.{p}" if name else p for p, _ in part.named_parameters(recurse=False)]
+        if kind_of(part) is not None:
+            weight = f"{name}.weight" if name else "weight"
+            if name not in running:
+                found[name] = _NOT_RUN
+            elif weight not in own:
+                found[name] = COMPUTED
+        elif isinstance(part, RECURRENT):
+            if name not in running:
+                found[name] = _NOT_RUN
+        elif inside and not isinstance(part, _QUIET) and not shrinks.intersection(inside):
+            found[name or type(part).__name__] = f"{type(part).__name__} is not compressed"
+    return {name: reason for name, reason in found.items() if name not in left}

@@ -1,0 +1,156 @@
+"""Depth: residual blocks of which the input may become the output.
+
+References:
+    Veit et al., 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from autocompress.compress.coupling import Traced
+from autocompress.compress.labels import Slot
+from autocompress.compress.layers import PLAIN, RECURRENT, Found, evaluating, outputs
+from autocompress.compress.probe import Probe, reshaped
+from autocompress.errors import CompressionError, InfeasibleError
+from autocompress.inputs import Inputs, call
+from autocompress.records import Block, BlockDrop, Structure
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+class PassThrough(nn.Module):
+    """Stands where a block was left out: returns the first tensor that it is given, in the form that the block had.
+
+    Attributes:
+        wrapped: what the block returned, flattened, with None for its first tensor; empty if it returned that alone.
+    """
+
+    def __init__(self, returned: Any) -> None:
+        """Take the form of `returned`.
+
+        Raises:
+            InfeasibleError: it holds several tensors.
+        """
+        super().__init__()
+        leaves, spec = tree_flatten(returned)
+        if sum(isinstance(leaf, Tensor) for leaf in leaves) != 1:
+            raise InfeasibleError("expected a block that returns one tensor, got several")
+        self.wrapped: list[Any] = []
+        if not isinstance(returned, Tensor):
+            self.wrapped = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            self._at = next(at for at, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+            self._spec = spec
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first tensor among the arguments, which the block would have added something to."""
+        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        if not self.wrapped:
+            return first
+        return tree_unflatten([first if i == self._at else x for i, x in enumerate(self.wrapped)], self._spec)
+
+
+def find_blocks(traced: Traced, probe: Probe, layers: Sequence[Found]) -> tuple[Block, ...]:
+    """Blocks that can be left out, in the order of the modules; none inside another."""
+    parts = dict(probe.module.named_modules())
+    before = outputs(probe.module, probe.inputs)
+    found: list[Block] = []
+    for name, part in parts.items():
+        owner = parts.get(name.rpartition(".")[0])
+        inside = tuple(layer.name for layer in layers if layer.parameter.startswith(f"{name}."))
+        if (
+            not inside
+            or not isinstance(owner, _CONTAINERS)
+            or isinstance(part, (*_CONTAINERS, *PLAIN, *RECURRENT))
+            or any(name.startswith(f"{block.name}.") for block in found)
+            or not _is_residual(traced, name)
+        ):
+            continue
+        try:
+            without = _without(probe.module, [name], probe.inputs)
+            if not reshaped(before, outputs(without, probe.inputs)):
+                found.append(Block(name=name, layers=inside))
+        # A network that does not run without the block keeps it.
+        except Exception:  # noqa: BLE001, S112
+            continue
+    return tuple(found)
+
+
+def _is_residual(traced: Traced, name: str) -> bool:
+    """True if, at every call, the output has the shape and the channels of the input."""
+    calls = traced.boundaries.get(name, [])
+    return bool(calls) and all(
+        boundary.given[0] == boundary.returned[0]
+        and bool(before := _classes(traced, boundary.given[1]))
+        and before == _classes(traced, boundary.returned[1])
+        for boundary in calls
+    )
+
+
+def _classes(traced: Traced, slots: Sequence[Slot]) -> dict[frozenset[int], list[Any]]:
+    found = traced.tracer.atoms.compacted(slot for slot in slots if slot.strong)
+    return {slot.axes: traced.tracer.atoms.find(slot.labels).tolist() for slot in found}
+
+
+def drop_blocks(module: nn.Module, drops: Sequence[BlockDrop], structure: Structure, *, example: Inputs) -> nn.Module:
+    """Leave blocks out: each one's input becomes its output.
+
+    Args:
+        module: the dense network, or one that was cut; left alone.
+        drops: which; a block that is left out already stays so.
+        structure: of the dense network.
+        example: one input batch.
+
+    Returns:
+        A new module with a `PassThrough` in each block's place.
+
+    Raises:
+        InfeasibleError: a drop names no block of the network.
+        CompressionError: the network does not run without the blocks.
+    """
+    known = [block.name for block in structure.blocks]
+    for drop in drops:
+        if drop.block not in known:
+            raise InfeasibleError(f"plan.drops: expected a block of the network, got {drop.block!r}; it has {known}")
+    try:
+        before = outputs(module, example)
+        result = _without(module, [drop.block for drop in drops], example)
+        reason = reshaped(before, outputs(result, example))
+    except InfeasibleError:
+        raise
+    except Exception as error:
+        raise CompressionError(
+            f"the network does not run without {', '.join(d.block for d in drops)}: {type(error).__name__}: {error}"
+        ) from error
+    if reason:
+        raise CompressionError(f"leaving out {', '.join(d.block for d in drops)}: {reason}")
+    return result
+
+
+def _without(module: nn.Module, names: Sequence[str], example: Inputs) -> nn.Module:
+    """A copy with a `PassThrough` in the place of each named module."""
+    result = copy.deepcopy(module)
+    returned: dict[str, Any] = {}
+    parts = {name: result.get_submodule(name) for name in names}
+    parts = {name: part for name, part in parts.items() if not isinstance(part, PassThrough)}
+
+    def remember(name: str) -> Any:
+        return lambda _module, _args, output: returned.__setitem__(name, output)
+
+    handles = [part.register_forward_hook(remember(name)) for name, part in parts.items()]
+    with evaluating(result), torch.no_grad():
+        call(result, example)
+    for handle in handles:
+        handle.remove()
+    for name, part in parts.items():
+        owner, _, last = name.rpartition(".")
+        through = PassThrough(returned[name])
+        through.train(part.training)
+        setattr(result.get_submodule(owner), last, through)
+    return result
