@@ -63,9 +63,16 @@ class GroupChoice:
         return found
 
     def reductions(self, criterion: Criterion) -> tuple[Reduction, ...]:
-        """Those that are open and mean different things."""
-        found = (effective_reduction(self.group, criterion, reduction) for reduction in self.reduction)
-        return tuple(dict.fromkeys(found))
+        """Those that are open and rank the group's units differently: the first of each kind."""
+        found: dict[Reduction, Reduction] = {}
+        for reduction in self.reduction:
+            found.setdefault(effective_reduction(self.group, criterion, reduction), reduction)
+        return tuple(found.values())
+
+    def reduction_for(self, criterion: Criterion, effective: Reduction) -> Reduction | None:
+        """The open one that ranks as `effective` does; None if there is none."""
+        offered = self.reductions(criterion)
+        return next((r for r in offered if effective_reduction(self.group, criterion, r) == effective), None)
 
 
 def group_choices(config: SpaceConfig, structure: Structure) -> tuple[GroupChoice, ...]:

@@ -134,11 +134,11 @@ class GroupKnob:
         pattern = "element"
         if strategy == "unstructured":
             pattern = read_choice(params, f"pattern/{choice.name}", choice.pattern)
-        elif len(choice.reductions(criterion)) > 1:
-            asked: Reduction = read_choice(params, f"reduction/{choice.name}", choice.reduction)
-            reduction = effective_reduction(choice.group, criterion, asked)
         else:
-            reduction = choice.reductions(criterion)[0]
+            asked = choice.reductions(criterion)[0]
+            if len(choice.reductions(criterion)) > 1:
+                asked = read_choice(params, f"reduction/{choice.name}", choice.reduction)
+            reduction = effective_reduction(choice.group, criterion, asked)
         fixed = fixed_sparsity(pattern) if strategy == "unstructured" else None
         sparsity = read_number(params, f"sparsity/{choice.name}", choice.grid, zero=True) if fixed is None else fixed
         return _Setting(strategy, criterion, reduction, pattern, sparsity)

@@ -100,7 +100,7 @@ class Inverse:
     def _strategy(choice: GroupChoice, cut: ChannelCut | None, masks: tuple[WeightMask, ...]) -> Strategy | None:
         by_width = cut is None or (cut.criterion == "magnitude" and cut.reduction == "mean")
         by_group = cut is None or (
-            cut.criterion in choice.criterion and cut.reduction in choice.reductions(cut.criterion)
+            cut.criterion in choice.criterion and choice.reduction_for(cut.criterion, cut.reduction) is not None
         )
         order: tuple[tuple[Strategy, bool], ...] = (
             ("none", cut is None and not masks),
@@ -138,9 +138,8 @@ class Inverse:
         if request.strategy == "structured":
             criterion = request.cut.criterion if request.cut is not None else choice.criterion[0]
             if len(choice.reductions(criterion)) > 1:
-                params[f"reduction/{name}"] = (
-                    request.cut.reduction if request.cut is not None else choice.reductions(criterion)[0]
-                )
+                found = choice.reduction_for(criterion, request.cut.reduction) if request.cut is not None else None
+                params[f"reduction/{name}"] = found or choice.reductions(criterion)[0]
             sparsity = self._cut_sparsity(request, width)
         else:
             criterion = request.masks[0].criterion if request.masks else choice.criterion[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autocompress.records import Plan, Structure
+from autocompress.space.draft import DENSE
+from autocompress.space.training import setting_words
 
 
 def plan_words(plan: Plan, structure: Structure | None = None) -> str:
@@ -12,36 +14,74 @@ def plan_words(plan: Plan, structure: Structure | None = None) -> str:
 
     Args:
         plan: what is asked of the network.
-        structure: says how many groups and layers there are, and how wide; without it only counts are told.
+        structure: says how many groups, layers and blocks there are, and how wide; without it only counts are told.
 
     Returns:
         Such as ``"10 of 12 groups cut to 25–88% of channels (taylor); 20 of 22 layers at 8 bits"``; ``"dense"`` if
-        nothing is asked for.
+        nothing is asked for. Settings of training are told where they are not the default.
     """
     if structure is None:
         return _short(plan)
     layers = len(structure.layers)
     parts = []
+    if plan.drops:
+        parts.append(f"{_count(len(plan.drops), len(structure.blocks), 'block')} left out")
     if plan.cuts:
         kept = [cut.keep / structure.group(cut.group).width for cut in plan.cuts]
         count = _count(len(plan.cuts), len(structure.groups), "group")
-        parts.append(f"{count} cut to {_span(kept)} of channels ({_names(c.criterion for c in plan.cuts)})")
+        how = [_names(c.criterion for c in plan.cuts), *sorted({c.reduction for c in plan.cuts} - {"mean"})]
+        parts.append(f"{count} cut to {_span(kept)} of channels ({', '.join(how)})")
+    if plan.ranks:
+        lowest, highest = (pick(min(entry.ranks) for entry in plan.ranks) for pick in (min, max))
+        ranks = f"rank {lowest}" if lowest == highest else f"ranks {lowest}–{highest}"
+        parts.append(f"{_count(len(plan.ranks), layers, 'layer')} factorized to {ranks}")
     if plan.masks:
         zeros = _span([m.sparsity for m in plan.masks])
+        patterns = sorted({m.pattern for m in plan.masks} - {"element"})
+        shaped = f" in {', '.join(patterns)}" if patterns else ""
         count = _count(len(plan.masks), layers, "layer")
-        parts.append(f"{count} with {zeros} zeros ({_names(m.criterion for m in plan.masks)})")
-    if plan.bits:
-        parts.append(f"{_count(len(plan.bits), layers, 'layer')} at 8 bits")
-    return "; ".join(parts) or "dense"
+        parts.append(f"{count} with {zeros} zeros{shaped} ({_names(m.criterion for m in plan.masks)})")
+    if plan.codebooks:
+        clusters = "/".join(map(str, sorted({c.clusters for c in plan.codebooks})))
+        parts.append(f"{_count(len(plan.codebooks), layers, 'layer')} with a codebook of {clusters}")
+    parts += [f"{_count(count, layers, 'layer')} at {words}" for words, count in _bits(plan).items()]
+    return "; ".join(parts + _settings(plan)) or "dense"
 
 
 def _short(plan: Plan) -> str:
+    widths = sorted({entry.bits for entry in plan.bits})
+    number = f"int{widths[0]}" if widths and widths == [8] else f"at {'/'.join(map(str, widths))} bits"
     counted = (
+        (f"{_plural(len(plan.drops), 'block')} left out", plan.drops),
         (f"{_plural(len(plan.cuts), 'group')} cut", plan.cuts),
+        (f"{_plural(len(plan.ranks), 'layer')} factorized", plan.ranks),
         (f"{_plural(len(plan.masks), 'layer')} masked", plan.masks),
-        (f"{_plural(len(plan.bits), 'layer')} int8", plan.bits),
+        (f"{_plural(len(plan.codebooks), 'layer')} with a codebook", plan.codebooks),
+        (f"{_plural(len(plan.bits), 'layer')} {number}", plan.bits),
     )
-    return ", ".join(words for words, entries in counted if entries) or "dense"
+    return ", ".join([words for words, entries in counted if entries] + _settings(plan)) or "dense"
+
+
+def _bits(plan: Plan) -> dict[str, int]:
+    """``"4 bits, weights only"`` -> number of layers, most bits first."""
+    found: dict[str, int] = {}
+    for entry in sorted(plan.bits, key=lambda e: (-e.bits, e.weights_only)):
+        words = f"{entry.bits} bits" + (", weights only" if entry.weights_only else "")
+        found[words] = found.get(words, 0) + 1
+    return found
+
+
+def _settings(plan: Plan) -> list[str]:
+    found = []
+    if plan.order != DENSE.order:
+        found.append("masks before cuts")
+    if plan.schedule != DENSE.schedule:
+        found.append(setting_words(plan.schedule))
+    if plan.quantizer != DENSE.quantizer:
+        found.append(f"{setting_words(plan.quantizer)} quantization")
+    if plan.distillation != DENSE.distillation:
+        found.append(f"{setting_words(plan.distillation)} distillation".replace("none distillation", "no distillation"))
+    return found
 
 
 def _count(some: int, total: int, noun: str) -> str:

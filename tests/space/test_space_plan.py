@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import ChannelCut, Group, Layer, LayerBits, Plan, Structure, Use, WeightMask
-from autocompress.space.config import SpaceConfig, load_space, packaged_spaces
+from autocompress.space.config import SpaceConfig, load_space
 from autocompress.space.grid import allowed_widths, keep_interval, keep_of, simplest, zeros_interval, zeros_of
 from autocompress.space.space import Space, resolve
 
@@ -389,18 +388,3 @@ def test_space_that_does_not_fit_the_network_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(SpaceConfig.model_validate(data), NETWORK, round_to=8, bits=bits)
-
-
-def test_packaged_spaces_fit_and_optuna_takes_their_points() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    assert packaged_spaces() == ("joint", "quantization", "structured", "unstructured")
-    for name in packaged_spaces():
-        space = resolve(load_space(name), NETWORK, round_to=8, bits=(32, 8))
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _, params in space.seeds():
-            study.enqueue_trial(params)
-        for _, params in space.seeds():
-            # An enqueued value that is off the grid would only warn, and be taken.
-            assert space.plan(space.suggest(study.ask())) == space.plan(params)
-        for _ in range(20):
-            assert space.plan(space.suggest(study.ask()))

@@ -1,0 +1,363 @@
+"""A plan as a YAML file: what a person wants of a network, by patterns over its names.
+
+::
+
+    cuts: [{match: "*", sparsity: 0.5, criterion: taylor}, {match: "body.0.*", keep: 16}]
+    masks: [{match: "fc", pattern: "2:4"}]
+    bits: [{match: "*", bits: 8}]
+    schedule: {kind: gradual, end: 0.9}
+
+Of several entries that match one name, the last counts, as a whole. Which requests exclude each other, and which have
+no effect, is the same as in a search; see `Draft.plan`.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from autocompress.errors import ConfigError
+from autocompress.records import (
+    BlockDrop,
+    ChannelCut,
+    Codebook,
+    Criterion,
+    Group,
+    Layer,
+    LayerBits,
+    LowRank,
+    Plan,
+    Quantizer,
+    Record,
+    Reduction,
+    Structure,
+    WeightMask,
+)
+from autocompress.records.plan import Bits
+from autocompress.space.bits import WEIGHTS_ONLY
+from autocompress.space.criteria import check_criteria, effective_reduction
+from autocompress.space.draft import DENSE, Draft
+from autocompress.space.explain import validate
+from autocompress.space.grid import allowed_widths, exact, keep_of
+from autocompress.space.groups import share_of_zeros
+from autocompress.space.names import unmatched
+from autocompress.space.options import (
+    Clusters,
+    Count,
+    DistillationSetting,
+    NamePattern,
+    Number,
+    Part,
+    QuantizerSetting,
+    ScheduleSetting,
+    ZeroPattern,
+)
+from autocompress.space.patterns import fits, fixed_sparsity
+from autocompress.space.ranks import factorizable, max_ranks, ranks_of, saves
+from autocompress.space.yaml import Document, key_text, read_document
+
+#: Every bit width that a plan can have.
+ALL_BITS = (32, 16, 8, 7, 6, 5, 4, 3, 2)
+EntryT = TypeVar("EntryT", bound="_Entry")
+Removed = Annotated[Number, Field(ge=0.0, lt=1.0)]
+
+
+class _Entry(Part):
+    """Something asked of every name that matches."""
+
+    match: NamePattern
+
+
+class DropEntry(_Entry):
+    """Leave blocks out."""
+
+
+class CutEntry(_Entry):
+    """Cut groups: by the share `sparsity`, to the nearest width that the target likes, or to exactly `keep` units."""
+
+    sparsity: Removed | None = None
+    keep: Count | None = None
+    criterion: Criterion = "magnitude"
+    reduction: Reduction = "mean"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> CutEntry:
+        _one_of(self, "sparsity", "keep")
+        check_criteria(["structured"], [self.criterion])
+        return self
+
+
+class RankEntry(_Entry):
+    """Factorize layers: to the share `share` of the largest rank, 1 for none; or to exactly `ranks`."""
+
+    share: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
+    ranks: Annotated[tuple[Count, ...], Field(min_length=1, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RankEntry:
+        _one_of(self, "share", "ranks")
+        return self
+
+
+class MaskEntry(_Entry):
+    """Set weights to zero: the share `sparsity`, which a pattern ``"n:m"`` fixes."""
+
+    sparsity: Removed | None = None
+    criterion: Criterion = "magnitude"
+    pattern: ZeroPattern = "element"
+
+    @model_validator(mode="after")
+    def _complete(self) -> MaskEntry:
+        check_criteria(["unstructured"], [self.criterion])
+        fixed = fixed_sparsity(self.pattern)
+        if fixed is None and self.sparsity is None:
+            raise ValueError(f"expected the key sparsity for pattern {self.pattern}, got none")
+        if fixed is not None and self.sparsity is not None and abs(self.sparsity - float(fixed)) > 1e-9:
+            raise ValueError(f"expected sparsity {float(fixed):g} or none for {self.pattern}, got {self.sparsity}")
+        return self
+
+
+class CodebookEntry(_Entry):
+    """Let weights share `clusters` values; ``none`` for no codebook."""
+
+    clusters: Clusters
+
+
+class BitsEntry(_Entry):
+    """Quantize layers to `bits`, 32 for none; with `weights_only` the linear ones among them, weights alone."""
+
+    bits: Bits
+    weights_only: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> BitsEntry:
+        if self.weights_only and self.bits not in WEIGHTS_ONLY:
+            raise ValueError(f"expected 8 or 4 bits where only weights are quantized, got {self.bits}")
+        return self
+
+
+class PlanFile(Part):
+    """A plan before it meets a network; attributes as of `Plan`, each entry for all names that match."""
+
+    drops: tuple[DropEntry, ...] = ()
+    cuts: tuple[CutEntry, ...] = ()
+    ranks: tuple[RankEntry, ...] = ()
+    masks: tuple[MaskEntry, ...] = ()
+    codebooks: tuple[CodebookEntry, ...] = ()
+    bits: tuple[BitsEntry, ...] = ()
+    order: Literal["cut-mask", "mask-cut"] = "cut-mask"
+    schedule: ScheduleSetting = DENSE.schedule
+    distillation: DistillationSetting = DENSE.distillation
+    quantizer: QuantizerSetting = DENSE.quantizer
+
+
+def load_plan(path: Path, structure: Structure, *, round_to: int = 1, bits: Sequence[int] = ALL_BITS) -> Plan:
+    """Read a plan for a network.
+
+    Args:
+        path: a YAML file.
+        structure: what was found in the network.
+        round_to: multiple that the target's channel counts and ranks are rounded to.
+        bits: bit widths that the target supports.
+
+    Returns:
+        The physical plan: what changes nothing is left out.
+
+    Raises:
+        ConfigError: file, line and key of what is wrong, or that the network or the target cannot have.
+    """
+    document = read_document(path)
+    return _Builder(document, validate(PlanFile, document), structure, round_to, tuple(bits)).plan()
+
+
+def dump_plan(plan: Plan) -> str:
+    """The plan as YAML that `load_plan` reads back, one line for each entry; for the same network and any target.
+
+    Sparsities come back as those of whole numbers of zeros, as plans of a search have them.
+    """
+    lines: list[str] = []
+    sections: dict[str, Iterable[tuple[str, Record]]] = {
+        "drops": [(entry.block, entry) for entry in plan.drops],
+        "cuts": [(entry.group, entry) for entry in plan.cuts],
+        "ranks": [(entry.layer, entry) for entry in plan.ranks],
+        "masks": [(entry.layer, entry) for entry in plan.masks],
+        "codebooks": [(entry.layer, entry) for entry in plan.codebooks],
+        "bits": [(entry.layer, entry) for entry in plan.bits],
+    }
+    for section, entries in sections.items():
+        rows = [_flow({"match": glob.escape(name)} | _changed(entry)) for name, entry in entries]
+        lines += [f"{section}:", *(f"  - {row}" for row in rows)] if rows else []
+    if plan.order != DENSE.order:
+        lines.append(f"order: {plan.order}")
+    for field in ("schedule", "distillation", "quantizer"):
+        setting = getattr(plan, field)
+        if setting != getattr(DENSE, field):
+            kind = {} if isinstance(setting, Quantizer) else {"kind": setting.kind}
+            lines.append(f"{field}: {_flow(kind | _changed(setting))}")
+    return "\n".join(lines or ["{}"]) + "\n"
+
+
+def _changed(entry: Record) -> dict[str, Any]:
+    """What an entry says beyond its name and its defaults."""
+    names = ("block", "group", "layer", "kind")
+    content = entry.model_dump(mode="json")
+    return {
+        key: content[key]
+        for key, field in type(entry).model_fields.items()
+        if key not in names and getattr(entry, key) != field.default
+    }
+
+
+def _flow(content: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in content.items()) + "}"
+
+
+def _one_of(entry: _Entry, first: str, second: str) -> None:
+    given = [key for key in (first, second) if getattr(entry, key) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"expected either {first} or {second} for {entry.match!r}, got {' and '.join(given) or 'none'}"
+        )
+
+
+@dataclass(frozen=True)
+class _Asked(Generic[EntryT]):
+    """The entry that counts for a name, and its position among its section's."""
+
+    index: int
+    entry: EntryT
+
+
+@dataclass(frozen=True)
+class _Builder:
+    document: Document
+    file: PlanFile
+    structure: Structure
+    round_to: int
+    supported: tuple[int, ...]
+
+    def plan(self) -> Plan:
+        file, layers = self.file, self.structure.layers
+        draft = Draft(self.structure, self.round_to)
+        blocks = self._asked("drops", file.drops, [b.name for b in self.structure.blocks], "block")
+        draft = replace(draft, drops=tuple(BlockDrop(block=name) for name in blocks))
+        groups = self._asked("cuts", file.cuts, [g.name for g in self.structure.groups], "group")
+        cuts = [self._cut(self.structure.group(name), asked) for name, asked in groups.items()]
+        draft = replace(draft, cuts=tuple(cut for cut in cuts if cut is not None))
+        possible = [layer.name for layer in layers if factorizable(layer)]
+        what = "linear layer or ungrouped convolution"
+        for name, asked in self._asked("ranks", file.ranks, possible, what).items():
+            draft = replace(draft, ranks=draft.ranks + self._ranks(self.structure.layer(name), asked, draft))
+        names = [layer.name for layer in layers]
+        gone = draft.gone.union(entry.layer for entry in draft.ranks)
+        for name, mask in self._asked("masks", file.masks, names, "layer").items():
+            if name not in gone:
+                draft = replace(draft, masks=draft.masks + self._mask(self.structure.layer(name), mask, draft))
+        for name, codebook in self._asked("codebooks", file.codebooks, names, "layer").items():
+            clusters, weights = codebook.entry.clusters, self.structure.weights((c.group, c.keep) for c in draft.cuts)
+            if isinstance(clusters, int) and clusters < weights[name]:
+                draft = replace(draft, codebooks=(*draft.codebooks, Codebook(layer=name, clusters=clusters)))
+        return replace(
+            draft,
+            bits=self._bits(),
+            order=file.order,
+            schedule=file.schedule,
+            distillation=file.distillation,
+            quantizer=file.quantizer,
+        ).plan()
+
+    def _asked(self, section: str, entries: Sequence[EntryT], names: list[str], what: str) -> dict[str, _Asked[EntryT]]:
+        """Name -> the last entry that matches it.
+
+        Raises:
+            ConfigError: an entry matches nothing.
+        """
+        found: dict[str, _Asked[EntryT]] = {}
+        for i, entry in enumerate(entries):
+            matched = [name for name in names if fnmatchcase(name, entry.match)]
+            if not matched:
+                self._refuse((section, i, "match"), unmatched(entry.match, names, what))
+            found |= {name: _Asked(i, entry) for name in matched}
+        return found
+
+    def _refuse(self, path: tuple[str | int, ...], problem: str) -> None:
+        raise ConfigError(f"{self.document.place(path)}: {key_text(path)}: {problem}")
+
+    def _cut(self, group: Group, asked: _Asked[CutEntry]) -> ChannelCut | None:
+        entry, multiple = asked.entry, group.multiple(self.round_to)
+        try:
+            check_criteria(["structured"], [entry.criterion], group)
+        except ValueError as error:
+            self._refuse(("cuts", asked.index, "criterion"), f"group {group.name!r}: {error}")
+        if entry.keep is not None:
+            keep = entry.keep
+            if keep not in allowed_widths(group.width, multiple):
+                steps = f"a multiple of {multiple} below {group.width}" if multiple > 1 else f"1 to {group.width}"
+                self._refuse(
+                    ("cuts", asked.index, "keep"),
+                    f"expected {steps} for group {group.name!r} with {group.width} units, got {keep}",
+                )
+        else:
+            keep = keep_of(group.width, 1 - exact(entry.sparsity or 0.0), multiple)
+        if keep == group.width:
+            return None
+        reduction = effective_reduction(group, entry.criterion, entry.reduction)
+        return ChannelCut(group=group.name, keep=keep, criterion=entry.criterion, reduction=reduction)
+
+    def _ranks(self, layer: Layer, asked: _Asked[RankEntry], draft: Draft) -> tuple[LowRank, ...]:
+        if layer.name in draft.gone:
+            return ()
+        shape, entry = draft.shapes[layer.name], asked.entry
+        if entry.ranks is None:
+            ranks = ranks_of(shape, exact(entry.share or 1.0), self.round_to)
+            return () if ranks is None else (LowRank(layer=layer.name, ranks=ranks),)
+        limits = max_ranks(shape)
+        if len(entry.ranks) != len(limits) or any(r > n for r, n in zip(entry.ranks, limits, strict=True)):
+            wanted = "one rank" if len(limits) == 1 else "two ranks, of output and input,"
+            self._refuse(
+                ("ranks", asked.index, "ranks"),
+                f"expected {wanted} of at most {list(limits)} for {layer.name!r} with weights of shape {list(shape)}, "
+                f"got {list(entry.ranks)}",
+            )
+        return (LowRank(layer=layer.name, ranks=entry.ranks),) if saves(shape, entry.ranks) else ()
+
+    def _mask(self, layer: Layer, asked: _Asked[MaskEntry], draft: Draft) -> tuple[WeightMask, ...]:
+        shape, entry = draft.shapes[layer.name], asked.entry
+        if not fits(entry.pattern, shape, layer.kind):
+            needed = "inputs in multiples of m" if fixed_sparsity(entry.pattern) is not None else "whole blocks"
+            self._refuse(
+                ("masks", asked.index, "pattern"),
+                f"expected a pattern that divides {layer.name!r} with weights of shape {list(shape)} ({needed}), got "
+                f"{entry.pattern!r}; give that layer an entry of its own",
+            )
+        sparsity = share_of_zeros(entry.pattern, exact(entry.sparsity or 0.0), shape, layer.kind)
+        if sparsity == 0.0:
+            return ()
+        return (WeightMask(layer=layer.name, sparsity=sparsity, criterion=entry.criterion, pattern=entry.pattern),)
+
+    def _bits(self) -> tuple[LayerBits, ...]:
+        found: dict[str, LayerBits | None] = {}
+        names = [layer.name for layer in self.structure.layers]
+        linear = [layer.name for layer in self.structure.layers if layer.kind == "linear"]
+        for i, entry in enumerate(self.file.bits):
+            if entry.bits not in self.supported:
+                expected = f"expected bits out of {list(self.supported)}, which the target has, got {entry.bits}"
+                self._refuse(("bits", i, "bits"), expected)
+            offered, what = (linear, "linear layer") if entry.weights_only else (names, "layer")
+            matched = [name for name in offered if fnmatchcase(name, entry.match)]
+            if not matched:
+                self._refuse(("bits", i, "match"), unmatched(entry.match, offered, what))
+            for name in matched:
+                found[name] = (
+                    None
+                    if entry.bits == 32
+                    else LayerBits(layer=name, bits=entry.bits, weights_only=entry.weights_only)
+                )
+        return tuple(entry for entry in found.values() if entry is not None)
