@@ -122,7 +122,8 @@ BAD_STUDIES = [
     (
         "[accuracy, latency_ms]",
         "[accuracy, latency]",
-        "study.yaml:8: objectives[1]: expected 'accuracy', 'latency_ms', 'size_bytes', 'macs' or 'parameters' "
+        "study.yaml:8: objectives[1]: expected 'accuracy', 'latency_ms', 'size_bytes', 'packed_bytes', "
+        "'macs', 'parameters' or 'worst_class_drop' "
         "(did you mean 'latency_ms'?), got 'latency'",
     ),
     (
@@ -191,7 +192,8 @@ BAD_STUDIES = [
     (
         "space: space.yaml",
         "space: jiont",
-        "study.yaml:6: space: expected a packaged space (joint, quantization, structured, unstructured) or "
+        "study.yaml:6: space: expected a packaged space (depth, joint, lowrank, quantization, sharing, "
+        "structured, transformer, unstructured) or "
         "the path of a .yaml file, got 'jiont' (did you mean 'joint'?)",
     ),
     (

@@ -13,7 +13,7 @@ from autocompress.space.config import load_space
 
 def test_task_may_be_a_function_of_a_module() -> None:
     study = Study(name="mine", task=load_study, objectives=["accuracy"], space="structured")
-    assert study.task.factory == "autocompress.config:load_study"
+    assert study.task.factory == "autocompress.config.study:load_study"
     assert study.space == load_space("structured")
 
 
