@@ -1,0 +1,126 @@
+"""The settings of each stage of a study: what it searches for, how finalists are judged, where winners go."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from autocompress.search.samplers import NSGA2, SamplerConfig
+
+#: What a name may be made of.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_HIDDEN = str(SecretStr("any"))
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Amount = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+
+
+def checked_name(value: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: it is not made of 1 to 100 letters, digits, ``-`` and ``_``.
+    """
+    if not NAME.fullmatch(value):
+        raise ValueError(
+            f"expected 1 to 100 letters, digits, '-' and '_', the first a letter or digit, got {value[:120]!r}"
+        )
+    return value
+
+
+class _Part(BaseModel):
+    # Inputs are hidden because the address of a ledger may hold a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Limit(_Part):
+    """Smallest and largest acceptable value of an objective, in its own unit; at least one is given."""
+
+    min: Amount | None = None
+    max: Amount | None = None
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Limit:
+        if self.min is None and self.max is None:
+            raise ValueError("expected min, max or both, got neither")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"expected min <= max, got min {self.min} and max {self.max}")
+        return self
+
+
+class SearchConfig(_Part):
+    """How candidates are proposed and run.
+
+    Attributes:
+        trials: candidates to evaluate, seeds included; a failed one counts.
+        workers: candidates evaluated at the same time.
+        sampler: what proposes them.
+        storage: the ledger's address for Optuna; null is a journal file in the study's folder. Never shown or kept.
+        recovery_epochs: passes over the training split after compression; 0 recalibrates batch norm only.
+        timeout_s: seconds after which a candidate is killed.
+        memory_gb: memory beyond which a candidate is killed.
+        max_failures: share of failed trials beyond which the search stops.
+    """
+
+    trials: Count = 50
+    workers: Count = 1
+    sampler: SamplerConfig = NSGA2()
+    storage: SecretStr | None = None
+    recovery_epochs: Amount = 0.25
+    timeout_s: Positive = 600.0
+    memory_gb: Positive = 8.0
+    max_failures: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.5
+
+    @field_validator("storage")
+    @classmethod
+    def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        # A kept study holds the mask in place of the address: `needs_storage`.
+        secret = value.get_secret_value() if value is not None else None
+        if secret not in (None, _HIDDEN) and not re.match(r"[a-z0-9+]+://.", secret or ""):
+            raise ValueError(
+                "expected null or an address such as postgresql+psycopg://user@host/database, got a value without "
+                "'scheme://' (not shown)"
+            )
+        return value
+
+    @property
+    def needs_storage(self) -> bool:
+        """The ledger is in a database whose address was not kept: it has to be given again."""
+        return self.storage is not None and self.storage.get_secret_value() == _HIDDEN
+
+
+class FinalistsConfig(_Part):
+    """How the front of the search is judged.
+
+    Attributes:
+        count: at most as many members of the front are recovered in full.
+        recovery_epochs: passes over the training split for each.
+        timeout_s: seconds after which a finalist is killed.
+        controls: what every member of the final front is held against, with as much training each: its own cuts and
+            zeros chosen by ``magnitude`` or at ``random``, and its shape trained ``from-scratch``.
+    """
+
+    count: Count = 8
+    recovery_epochs: Amount = 4.0
+    timeout_s: Positive = 3600.0
+    controls: tuple[Literal["magnitude", "random", "from-scratch"], ...] = ()
+
+    @field_validator("controls")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"expected distinct controls, got {list(value)}")
+        return value
+
+
+class RegistryConfig(_Part):
+    """Where the winners go.
+
+    Attributes:
+        model: name of the registered model; the study's name if null.
+    """
+
+    model: Annotated[str, BeforeValidator(lambda v: checked_name(v) if isinstance(v, str) else v)] | None = None
