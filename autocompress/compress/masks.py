@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.criteria import weight_scores
 from autocompress.compress.patterns import check_fits, select
+from autocompress.compress.prune import origin
 from autocompress.compress.statistics import Statistics
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.records import Layer, Structure, WeightMask
@@ -154,8 +155,6 @@ def _scores(
     module: nn.Module, mask: WeightMask, layer: Layer, weight: Tensor, statistics: Statistics, seed: int
 ) -> Tensor:
     """Score of every weight of a layer, none negative."""
-    from autocompress.compress.prune import origin  # cuts know masks, too
-
     name = layer.parameter
 
     def own(dense: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def iterative(
     Args:
         module: the dense network, with blocks already left out; left alone.
         plan: its cuts, ranks and masks are used, and its order: with ``"mask-cut"`` a round's masks are applied before
-            its units are ranked.
+            its units are ranked; zeros that are then too many for what is left may grow again.
         structure: of the dense network.
         statistics: of the dense network.
         trainer: its epochs are divided.

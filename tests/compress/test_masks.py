@@ -14,10 +14,12 @@ from torch import nn
 
 from autocompress.compress.masks import FixedMasks, Masks, make_masks, masked_weight
 from autocompress.compress.patterns import as_matrix, at_level, check_fits, from_matrix, select, zeros_asked
+from autocompress.compress.prune import cut_channels
 from autocompress.compress.state import load_module, save_module
 from autocompress.compress.statistics import Statistics
+from autocompress.compress.structure import find_structure
 from autocompress.errors import CompressionError, InfeasibleError
-from autocompress.records import Criterion, Layer, LayerKind, Structure, WeightMask
+from autocompress.records import ChannelCut, Criterion, Layer, LayerKind, Structure, WeightMask
 
 
 def mask_of(pattern: str, sparsity: float, layer: str = "x", criterion: Criterion = "magnitude") -> WeightMask:
@@ -301,3 +303,33 @@ def test_choosing_masks_leaves_the_network_and_global_randomness_alone() -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_masks_after_a_cut_use_the_surviving_weights_own_statistics(criterion: Criterion) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU())
+    dense.extend([nn.Flatten(), nn.Linear(5 * 16, 3)])
+    example, known = torch.zeros(1, 2, 4, 4), statistics(dense)
+    structure = find_structure(dense, example)
+    cuts = [ChannelCut(group="0", keep=3, criterion="magnitude"), ChannelCut(group="2", keep=2, criterion="magnitude")]
+    cut = cut_channels(dense, cuts, structure, known, example=example, seed=0)
+    asked = [mask_of("element", 0.5, name, criterion) for name in ("0", "2", "5")]
+    masks = make_masks(cut, asked, structure, known, seed=0)
+    # Who survived is told by the biases, which are all different.
+    rows, columns = (
+        [dense[i].bias.tolist().index(value) for value in cut[i].bias.tolist()] for i in (0, 2)
+    )  # fmt: skip
+    features = [c * 16 + p for c in columns for p in range(16)]
+    survivors = {
+        "0": lambda tensor: tensor[rows],
+        "2": lambda tensor: tensor[columns][:, rows],
+        "5": lambda tensor: tensor[:, features],
+    }
+    for name, take in survivors.items():
+        weight = take(masked_weight(dense, name).detach())
+        assert torch.equal(weight, masked_weight(cut, name))
+        gradient, fisher = take(known.gradient(f"{name}.weight")), take(known.fisher(f"{name}.weight"))
+        scores = (weight * gradient).square() if criterion == "taylor" else weight.square() * fisher
+        cutoff = scores.flatten().sort().values[round(0.5 * scores.numel())]
+        assert torch.equal(masks.kept[name], scores >= cutoff)

@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 
 from autocompress.compress.fresh import redrawn
 from autocompress.compress.gradual import MovingMasks, cubic, update_steps
-from autocompress.compress.masks import Masks, masked_weight
+from autocompress.compress.masks import FixedMasks, Masks, masked_weight
+from autocompress.compress.prune import cut_channels
 from autocompress.compress.schedules import iterative, recover
 from autocompress.compress.state import module_digest
 from autocompress.compress.statistics import Statistics
@@ -21,7 +22,10 @@ from autocompress.compress.train import Hook, Trainer
 from autocompress.errors import InfeasibleError
 from autocompress.records import (
     Adaptive,
+    AttentionTransfer,
     ChannelCut,
+    Distillation,
+    Features,
     FromScratch,
     Gradual,
     Iterative,
@@ -29,6 +33,7 @@ from autocompress.records import (
     NoDistillation,
     OneShot,
     Plan,
+    Response,
     SparseTraining,
     WeightMask,
 )
@@ -157,14 +162,16 @@ def test_what_cannot_be_built_is_refused_before_any_training() -> None:
 
 
 def seen_widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, int]]:
-    """What every training was asked: its key and share, the width of the first layer, and the zeros of the second."""
+    """What every training was asked: its key and share, the width of the first layer, and the masked of the second."""
     found: list[tuple[str, float, int, int]] = []
     train = Trainer.train
 
-    def watched(self: Trainer, module: nn.Module, *, key: str, share: float = 1.0, **rest: object) -> nn.Module:
-        result = train(self, module, key=key, share=share, **rest)  # type: ignore[arg-type]
-        weight = masked_weight(result, "3")
-        found.append((key, share, len(masked_weight(result, "0")), int((weight == 0).sum())))
+    def watched(
+        self: Trainer, module: nn.Module, *, key: str, share: float, hooks: list[FixedMasks], peak: float | None
+    ) -> nn.Module:
+        result = train(self, module, key=key, share=share, hooks=hooks, peak=peak)
+        hooks[0].masks.check(result)
+        found.append((key, share, len(masked_weight(result, "0")), hooks[0].masks.counts().get("3", 0)))
         return result
 
     monkeypatch.setattr(Trainer, "train", watched)
@@ -407,3 +414,57 @@ def test_from_scratch_keeps_the_masks_of_the_trained_weights(monkeypatch: pytest
     assert [(peak, module_digest(module) == module_digest(DENSE)) for _, peak, module in found] == [
         (0.1, False), (None, True),
     ]  # fmt: skip
+
+
+# --- other networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "schedule", [FromScratch(), LotteryTicket(rounds=1), Adaptive(updates=3)], ids=lambda s: s.kind
+)
+def test_a_cut_network_is_masked_by_its_own_gradients_where_it_was_trained_anew(schedule: Schedule) -> None:
+    cuts = [ChannelCut(group="0", keep=10, criterion="magnitude")]
+    gradients = {name: torch.randn(p.shape) for name, p in DENSE.named_parameters()}
+    cut = cut_channels(DENSE, cuts, STRUCTURE, Statistics(gradients), example=EXAMPLE, seed=0)
+    masks = tuple(WeightMask(layer=layer, sparsity=0.5, criterion="taylor") for layer in ("0", "3"))
+    plan = Plan(cuts=tuple(cuts), masks=masks, schedule=schedule)
+    result, found = recover(cut, plan, STRUCTURE, Statistics(gradients), trainer(), example=EXAMPLE, seed=0)
+    assert found is not None
+    assert found.counts() == {"0": 80, "3": 40}
+    assert masked_weight(result, "3").shape == (8, 10)
+
+
+class Speaks(nn.Module):
+    """Token ids through an LSTM to logits for every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.out = nn.Embedding(5, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.lstm(self.embed(ids))[0])
+
+
+@pytest.mark.parametrize("schedule", [Gradual(updates=3), SparseTraining(updates=3), Adaptive(updates=3)])
+@pytest.mark.parametrize("way", [Response(), Features(), AttentionTransfer()], ids=lambda w: w.kind)
+def test_matrices_of_a_recurrent_layer_are_masked_by_their_names(schedule: Schedule, way: Distillation) -> None:
+    torch.manual_seed(0)
+    dense = Speaks()
+    ids = torch.randint(5, (32, 7), generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(ids, ids.roll(1, dims=1))
+    job = Task(
+        name="s", model=Speaks, train=data, validation=data, selection=data, test=data,
+        loss=lambda outputs, targets: nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten()),
+        recipe=Recipe(optimizer="adamw", learning_rate=0.01, clip=1.0, batch_size=8), recovery_learning_rate=0.01,
+    )  # fmt: skip
+    names = ("embed", "lstm.weight_hh_l0", "lstm.weight_ih_l0", "out")
+    plan = Plan(
+        masks=tuple(WeightMask(layer=name, sparsity=0.5, criterion="magnitude") for name in names), schedule=schedule
+    )
+    structure = find_structure(dense, ids[:1])
+    teach = Trainer(task=job, teacher=dense, distillation=way, epochs=2.0, seed=0)
+    result, masks = recover(dense, plan, structure, Statistics({}), teach, example=ids[:1], seed=0)
+    assert masks is not None
+    assert masks.counts() == {"embed": 20, "lstm.weight_hh_l0": 72, "lstm.weight_ih_l0": 96, "out": 15}
+    assert int((result.get_parameter("lstm.weight_hh_l0") == 0).sum()) == 72
+    assert result(ids).shape == (32, 7, 5)
