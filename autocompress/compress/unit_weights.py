@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def output_use(module: nn.Module, units: Units, layer: str) -> tuple[str, int]:
     """Parameter and axis through which the group's units are outputs of one of its layers."""
-    parameter = f"{layer}.weight" if any(p == f"{layer}.weight" for p, _ in units.positions) else layer
+    parameter = _parameter(module, units, layer)
     axes = sorted(axis for p, axis in units.positions if p == parameter)
     if not axes:
         raise CompressionError(f"group {units.group.name!r}: expected positions of its units in {layer!r}, got none")
@@ -24,6 +24,17 @@ def output_use(module: nn.Module, units: Units, layer: str) -> tuple[str, int]:
         return parameter, axes[0]
     # The group is the layer's input as well, as in a residual stage.
     return parameter, output_axis(module.get_submodule(layer)) if parameter != layer else 0
+
+
+def _parameter(module: nn.Module, units: Units, layer: str) -> str:
+    """The name under which `units` knows a layer's weight: its own, or that of the layer it is tied to."""
+    known = {parameter for parameter, _ in units.positions}
+    for name in (f"{layer}.weight", layer):
+        if name in known:
+            return name
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    weight = parameters.get(f"{layer}.weight", parameters.get(layer))
+    return next((name for name in sorted(known) if weight is not None and parameters.get(name) is weight), layer)
 
 
 def slices(module: nn.Module, units: Units) -> dict[str, Tensor]:
