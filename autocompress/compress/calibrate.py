@@ -64,39 +64,57 @@ def ranges(
         Migacz, 2017, "8-bit inference with TensorRT" (entropy).
     """
     check_calibration(calibration)
-    wanted = list(dict.fromkeys(tensors))
-    found: dict[str, tuple[float, float]] = {}
-    collectors = {} if calibrator == "minmax" else {name: _collector(calibrator) for name in wanted}
-    for batch in _values(proto, wanted, calibration):
+    observers = {name: Observer(calibrator) for name in tensors}
+    for batch in _values(proto, list(observers), calibration):
         for name, values in batch.items():
-            if values.size and not np.all(np.isfinite(values)):
-                raise CompressionError(
-                    f"quantize: expected finite values in calibration, got others in tensor {name!r}; a masked score "
-                    "of -inf cannot be quantized"
-                )
-            if name in collectors:
-                with _silent():
-                    collectors[name].collect({name: values})
-            elif values.size:
-                low, high = found.get(name, (np.inf, -np.inf))
-                found[name] = (min(low, float(values.min())), max(high, float(values.max())))
-    for name, collector in collectors.items():
+            observers[name].see(values, name)
+    return {name: observer.range() for name, observer in observers.items()}
+
+
+class Observer:
+    """Collects the values of one tensor, batch by batch, into the range that its grid has to hold; see `ranges`."""
+
+    def __init__(self, calibrator: Calibrator) -> None:
+        self._low, self._high = np.inf, -np.inf
+        self._collector: HistogramCollector | None = None
+        if calibrator != "minmax":
+            bins = _PERCENTILE_BINS if calibrator == "percentile" else _ENTROPY_BINS
+            self._collector = HistogramCollector(
+                method=calibrator,
+                symmetric=False,
+                num_bins=bins,
+                num_quantized_bins=_ENTROPY_QUANTIZED,
+                percentile=_PERCENTILE,
+                scenario="same",
+            )
+
+    def see(self, values: np.ndarray, name: str) -> None:
+        """Take one batch, of any shape.
+
+        Raises:
+            CompressionError: a value is not finite; it names the tensor `name`.
+        """
+        if not values.size:
+            return
+        if not np.all(np.isfinite(values)):
+            raise CompressionError(
+                f"quantize: expected finite values in calibration, got others in tensor {name!r}; a masked score of "
+                "-inf cannot be quantized"
+            )
+        self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
+        if self._collector is not None:
+            with _silent():
+                self._collector.collect({"values": values.astype(np.float32)})
+
+    def range(self) -> tuple[float, float]:
+        """(low, high); (0, 0) if nothing was seen."""
+        if self._low > self._high:
+            return 0.0, 0.0
+        if self._collector is None or self._low == self._high:
+            return self._low, self._high
         with _silent():
-            low, high = collector.compute_collection_result()[name][:2]
-        found[name] = (float(low), float(high))
-    return {name: found.get(name, (0.0, 0.0)) for name in wanted}
-
-
-def _collector(calibrator: Calibrator) -> HistogramCollector:
-    bins = _PERCENTILE_BINS if calibrator == "percentile" else _ENTROPY_BINS
-    return HistogramCollector(
-        method=calibrator,
-        symmetric=False,
-        num_bins=bins,
-        num_quantized_bins=_ENTROPY_QUANTIZED,
-        percentile=_PERCENTILE,
-        scenario="same",
-    )
+            low, high = self._collector.compute_collection_result()["values"][:2]
+        return float(low), float(high)
 
 
 def _values(proto: ModelProto, tensors: Sequence[str], calibration: Inputs) -> Iterator[dict[str, np.ndarray]]:

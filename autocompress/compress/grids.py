@@ -13,7 +13,7 @@ import numpy as np
 #: Largest value of an 8-bit activation.
 LEVELS = 255
 #: Shares of the largest weight that are tried as the end of a coarse grid.
-_SHARES = np.linspace(1.0, 0.3, 36, dtype=np.float32)
+_SHARES = np.linspace(1.0, 0.1, 46, dtype=np.float32)
 #: Below 2^31, with room for what the products add.
 _LARGEST_BIAS = float(2**30)
 
@@ -74,7 +74,7 @@ def weight_scales(weight: np.ndarray, bits: int) -> np.ndarray:
     """One scale per output channel.
 
     With 8 bits, the largest weight is the last point of the grid. With fewer, the grid ends at that share of the
-    largest weight, 0.3 to 1, which gives the smallest squared error: a coarse grid resolves the many small weights
+    largest weight, 0.1 to 1, which gives the smallest squared error: a coarse grid resolves the many small weights
     rather than the few large ones. A channel of zeros gets scale 1.
 
     Args:

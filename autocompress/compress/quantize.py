@@ -22,6 +22,7 @@ from autocompress.compress.half import store_half
 from autocompress.compress.onnx_names import WEIGHT_INPUT, layer_of
 from autocompress.compress.qdq import quantize_layers
 from autocompress.compress.weights_only import (
+    in_onnx_order,
     quantize_embeddings,
     quantize_products,
     quantize_recurrent,
@@ -73,6 +74,7 @@ def quantize(
     grids = grids or {}
     nodes = _nodes(proto.graph)
     matrices = recurrent_layers(proto.graph)
+    bits = _parts(bits, nodes)
     _check(bits, nodes, set(matrices))
     by_kind: dict[str, dict[str, int]] = {"static": {}, "blocks": {}, "table": {}, "matrix": {}}
     half: list[str] = []
@@ -99,7 +101,11 @@ def quantize(
     if by_kind["blocks"]:
         quantize_products(proto, by_kind["blocks"])
     quantize_embeddings(proto.graph, by_kind["table"], {name: grid.weight_scale for name, grid in grids.items()})
-    quantize_recurrent(proto.graph, by_kind["matrix"], parts)
+    operators = {layer: node.op_type for layer, (node, _, _) in matrices.items()}
+    rows = {
+        layer: in_onnx_order(grid.weight_scale, operators[layer]) for layer, grid in grids.items() if layer in operators
+    }
+    quantize_recurrent(proto.graph, by_kind["matrix"], parts, rows)
     store_half(proto.graph, halves)
     tidy(proto.graph)
     return canonical(proto)
@@ -116,6 +122,16 @@ def _nodes(graph: GraphProto) -> dict[str, list[NodeProto]]:
         if node.op_type == "Gather" and node.name.startswith("Gather_"):
             continue
         found.setdefault(layer_of(node.name), []).append(node)
+    return found
+
+
+def _parts(bits: Sequence[LayerBits], nodes: Mapping[str, list[NodeProto]]) -> list[LayerBits]:
+    """The request with factorized layers replaced by their parts."""
+    found: list[LayerBits] = []
+    for entry in bits:
+        parts = [name for name in (f"{entry.layer}.{index}" for index in range(3)) if name in nodes]
+        whole = entry.layer in nodes or not parts
+        found += [entry] if whole else [entry.model_copy(update={"layer": name}) for name in parts]
     return found
 
 

@@ -155,6 +155,21 @@ def recurrent_layers(graph: GraphProto) -> dict[str, tuple[NodeProto, int, int]]
     }
 
 
+def in_onnx_order(rows: np.ndarray, operator: str) -> np.ndarray:
+    """Rows of a recurrent matrix in ONNX's order of gates, from torch's.
+
+    Torch has (input, forget, cell, output) in an LSTM and (reset, update, new) in a GRU; ONNX (input, output, forget,
+    cell) and (update, reset, new).
+
+    Args:
+        rows: shape (gates · hidden units, ...).
+        operator: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
+    """
+    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}.get(operator, (0,))
+    gates = np.split(rows, len(order))
+    return np.concatenate([gates[gate] for gate in order])
+
+
 def split_directions(graph: GraphProto, layers: Sequence[str]) -> dict[str, str]:
     """Store the directions of the recurrent matrices in `layers` apart, joined by a Concat, in place.
 
@@ -183,19 +198,23 @@ def split_directions(graph: GraphProto, layers: Sequence[str]) -> dict[str, str]
     return found
 
 
-def quantize_recurrent(graph: GraphProto, bits: Mapping[str, int], constants: Mapping[str, str]) -> None:
+def quantize_recurrent(
+    graph: GraphProto, bits: Mapping[str, int], constants: Mapping[str, str], scales: Mapping[str, np.ndarray]
+) -> None:
     """Keep matrices of recurrent layers as 8-bit integers, one scale per row, in place.
 
     Args:
         graph: of a float model.
         bits: layer name (``"rnn.weight_ih_l0"``) -> 8 to 2.
         constants: layer name -> name of the constant that holds it; see `split_directions`.
+        scales: layer name -> scales of the matrix's rows, in the file's order, where they are given.
     """
     for layer in bits:
         constant = constants[layer]
         tensor = next(tensor for tensor in graph.initializer if tensor.name == constant)
         values = numpy_helper.to_array(tensor)
-        scale = weight_scales(values[0], bits[layer])
+        scale = scales.get(layer)
+        scale = weight_scales(values[0], bits[layer]) if scale is None else scale
         integers = to_integers(values[0], scale, bits[layer])[None]
         restored = store_integers(graph, layer, integers, scale.reshape(1, -1, 1))
         for reader in graph.node:
