@@ -1,4 +1,4 @@
-"""Multi-head attention that knows the size of its heads, so that it may have fewer heads than its inputs have room for."""
+"""Multi-head attention that knows the size of its heads, so that it may have fewer than its inputs have room for."""
 
 from __future__ import annotations
 

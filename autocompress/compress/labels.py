@@ -18,7 +18,7 @@ from torch import Tensor
 NONE = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """Labels along some axes of a tensor.
 
@@ -96,7 +96,7 @@ class Atoms:
 
     def union(self, left: Tensor, right: Tensor) -> None:
         """Tie the elements of two label tensors that broadcast to each other, where both have a label."""
-        pair = torch.broadcast_tensors(left, right)
+        pair = _broadcast(left, right)
         a, b = (tensor.reshape(-1).numpy() for tensor in pair)
         both = (a >= 0) & (b >= 0)
         a, b = a[both], b[both]
@@ -216,7 +216,7 @@ class Atoms:
                 self.freeze(few.labels, "it is shared by several heads")
                 return many
         self.union(left.labels, right.labels)
-        a, b = torch.broadcast_tensors(left.labels, right.labels)
+        a, b = _broadcast(left.labels, right.labels)
         return Slot(torch.where(a >= 0, a, b), left.strong or right.strong)
 
     def separate(self, slots: Iterable[Slot]) -> tuple[Slot, ...]:
@@ -231,6 +231,11 @@ class Atoms:
             if slot.axes & taken:
                 self.freeze(slot.labels, "its positions are flattened together with channels")
         return self.merge([*strong, *(slot for slot in weak if not slot.axes & taken)])
+
+
+def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    shape = torch.broadcast_shapes(left.shape, right.shape)
+    return left.expand(shape), right.expand(shape)
 
 
 def _ids(labels: Tensor) -> np.ndarray:

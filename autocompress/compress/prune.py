@@ -170,8 +170,8 @@ def _origin_of(module: nn.Module, kept: Mapping[tuple[str, int], Tensor], cuts: 
     earlier = origin(module)
     positions = dict(earlier.positions)
     same: dict[int, list[str]] = {}
-    for name, tensor in module.named_parameters(remove_duplicate=False):
-        same.setdefault(id(tensor), []).append(name)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        same.setdefault(id(parameter), []).append(name)
     for (name, axis), stays in kept.items():
         tensor = tensor_of(module, name)
         if name not in positions:

@@ -25,8 +25,8 @@ _RULES: dict[Any, Rule] = {
     for rule, names in (
         (
             shape.keep,
-            """alias clone contiguous detach lift_fresh lift _to_copy zeros_like ones_like empty_like full_like rand_like
-            randn_like resolve_conj resolve_neg""",
+            """alias clone contiguous detach lift_fresh lift _to_copy zeros_like ones_like empty_like full_like
+            rand_like randn_like resolve_conj resolve_neg""",
         ),
         (
             shape.replay,

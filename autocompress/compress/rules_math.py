@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from autocompress.compress.labels import Slot, Value
@@ -38,7 +39,7 @@ def mm(tracer: Tracer, call: Call) -> None:
 
 
 def addmm(tracer: Tracer, call: Call) -> None:
-    """bias + (m, k) × (k, n)."""
+    """A bias + (m, k) × (k, n)."""
     a, b = (tracer.value(call.named[name]) for name in ("mat1", "mat2"))
     slots = _flat(product(tracer, _batched(a), _batched(b)))
     bias = _aligned(tracer.value(call.named["self"]).slots, 2)
@@ -52,7 +53,7 @@ def bmm(tracer: Tracer, call: Call) -> None:
 
 
 def baddbmm(tracer: Tracer, call: Call) -> None:
-    """added + (b, m, k) × (b, k, n)."""
+    """A summand + (b, m, k) × (b, k, n)."""
     a, b = (tracer.value(call.named[name]) for name in ("batch1", "batch2"))
     added = _aligned(tracer.value(call.named["self"]).slots, 3)
     tracer.put(call.out, tracer.atoms.merge([*product(tracer, a, b), *added]))
@@ -241,7 +242,7 @@ def group_norm(tracer: Tracer, call: Call) -> None:
         if groups == 1:
             tracer.atoms.mix(slot.labels)
         else:
-            box = slot.labels.unflatten(1, (groups, -1))
+            box = torch.unflatten(slot.labels, 1, (groups, -1))
             tracer.atoms.union(box, box.narrow(2, 0, 1))
     _affine(tracer, call, ("weight", "bias"), tracer.value(call.first).slots)
 

@@ -67,7 +67,7 @@ def split(tracer: Tracer, call: Call) -> None:
         if set(sizes) == {1} and slot.axes == {axis}:
             tracer.atoms.freeze(slot.labels, _PICKED)
         elif len(set(sizes)) == 1:
-            for part in slot.labels.split(sizes[0], dim=axis):
+            for part in torch.split(slot.labels, sizes[0], dim=axis):
                 tracer.atoms.union(slot.labels.narrow(axis, 0, sizes[0]), part)
     replay(tracer, call)
 
@@ -119,7 +119,9 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
     blocks: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new, left, right = [], [], 1, 1
+        old: list[int] = []
+        new: list[int] = []
+        left = right = 1
         while True:
             if i < len(before) and (not old or left < right):
                 left *= before[i]
@@ -220,7 +222,7 @@ def channel_shuffle(tracer: Tracer, call: Call) -> None:
     for slot in tracer.value(call.first).slots:
         labels = slot.labels
         if slot[1]:
-            box = labels.movedim(1, 0).unflatten(0, (groups, -1))
+            box = torch.unflatten(labels.movedim(1, 0), 0, (groups, -1))
             tracer.atoms.split(box, (0, 1))
             labels = box.transpose(0, 1).flatten(0, 1).movedim(0, 1)
         found.append(Slot(labels, slot.strong))
@@ -241,7 +243,8 @@ def index(tracer: Tracer, call: Call) -> None:
 
 
 def _indexed_axes(indices: Sequence[Tensor | None]) -> frozenset[int]:
-    axes, at = set(), 0
+    axes: set[int] = set()
+    at = 0
     for part in indices:
         width = part.ndim if part is not None and part.dtype in (torch.bool, torch.uint8) else 1
         if part is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.attention import HeadwiseAttention
-from autocompress.compress.coupling import Coupled
+from autocompress.compress.grouping import Coupled
 from autocompress.compress.layers import PLAIN, RECURRENT
 
 #: Choices of attributes that are tried before a cut is given up.

@@ -76,7 +76,7 @@ class Axis:
     virtual: bool = False
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows labels through every operator while it is active.
 
     Attributes:
@@ -87,7 +87,7 @@ class Tracer(TorchDispatchMode):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.atoms = Atoms()
         self.axes: list[Axis] = []
         self.produced: dict[int, None] = {}
@@ -99,6 +99,11 @@ class Tracer(TorchDispatchMode):
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.is_floating_point() and tensor.ndim:
                 self._adopt(name, tensor)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; saying so keeps torch from importing its compiler, which takes seconds."""
+        return False
 
     def _adopt(self, name: str, tensor: Tensor) -> None:
         slots = []
