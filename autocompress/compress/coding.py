@@ -40,7 +40,6 @@ _COLUMN_PRIOR, _ROW_PRIOR = 2, 3
 _STEPS = 16_000
 _PARTS = 16
 _MAX_CODEBOOK = 1 << 16
-_LZMA = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 24, "lc": 3, "lp": 0, "pb": 2}]
 #: Above so many bytes dictionary coders are left out where a codebook serves, and the slow one anywhere.
 _LARGE = 1 << 20
 _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -140,12 +139,18 @@ def _general(data: bytes) -> bytes:
     deflate = zlib.compressobj(9 if len(data) <= _LARGE else 6, zlib.DEFLATED, -15, 9)
     codes = [_code(Coding.RAW, data), _code(Coding.DEFLATE, deflate.compress(data) + deflate.flush())]
     if len(data) <= _LARGE:
-        codes.append(_code(Coding.LZMA, lzma.compress(data, lzma.FORMAT_RAW, filters=_LZMA)))
+        codes.append(_code(Coding.LZMA, lzma.compress(data, lzma.FORMAT_RAW, filters=_lzma(len(data)))))
     if len(data) > 0:
         encoder = constriction.stream.queue.RangeEncoder()
         _encode_indices(encoder, np.frombuffer(data, np.uint8).astype(np.int32), 256)
         codes.append(_code(Coding.ADAPTIVE, _finish(encoder)))
     return min(codes, key=len)
+
+
+def _lzma(size: int) -> list[dict[str, int]]:
+    """A dictionary of the data's size, at most `_LARGE`: a large one takes longer to set up than small data to code."""
+    window = min(_LARGE, max(4096, 1 << size.bit_length()))
+    return [{"id": lzma.FILTER_LZMA1, "dict_size": window, "lc": 3, "lp": 0, "pb": 2}]
 
 
 def _encode_planes(data: bytes, itemsize: int) -> bytes:
@@ -161,7 +166,7 @@ def _decode(code: bytes, size: int, itemsize: int, columns: int) -> bytes:
         inflate = zlib.decompressobj(-15)
         data = inflate.decompress(body, size + 1)
     elif coding is Coding.LZMA:
-        data = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA).decompress(body, size + 1)
+        data = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma(size)).decompress(body, size + 1)
     elif coding is Coding.ADAPTIVE:
         data = _decode_indices(_start(body), size, 256).astype(np.uint8).tobytes()
     elif coding is Coding.PLANES:

@@ -107,7 +107,7 @@ def fit_codebooks(module: nn.Module, codebooks: Sequence[Codebook], *, seed: int
         centroids = torch.from_numpy(found).to(weight)
         # Nearest centroid: the bounds are half-way between neighbours. In double precision, before rounding.
         bounds = torch.from_numpy((found[1:] + found[:-1]) / 2).to(weight.device)
-        indices = torch.bucketize(weight.double(), bounds)
+        indices = torch.bucketize(weight.double().contiguous(), bounds)
         books[entry.layer] = Book(centroids, indices.masked_fill(weight == 0, -1))
     return Codebooks(books)
 
