@@ -53,8 +53,9 @@ def allocate_cuts(
 
     Args:
         module: the network as it is now; left alone.
-        structure: its groups.
-        statistics: of the same network.
+        structure: of the dense network. Groups that are gone from `module`, with a block or down to a single unit, are
+            passed over.
+        statistics: of the same network as `module`.
         example: one input batch.
         sparsity: share of units to remove, in [0, 1).
         scope: ``"uniform"``: the same share of every group; ``"global"``: the lowest of one ranking of all groups'
@@ -72,7 +73,7 @@ def allocate_cuts(
     Raises:
         InfeasibleError: a share is out of range, or one ranking cannot give that many units; with ``"isomorphic"``, a
             class that cannot gives what it can.
-        CompressionError: scores cannot be computed.
+        CompressionError: scores cannot be computed, or the module has none of the groups.
     """
     _check_share("sparsity", sparsity)
     if not (0.0 < max_sparsity <= 1.0 and sparsity <= max_sparsity):
@@ -80,11 +81,15 @@ def allocate_cuts(
             f"allocate: max_sparsity: expected a share in (0, 1], at least sparsity {sparsity:g}, got {max_sparsity:g}"
         )
     units = find_units(module, example)
+    groups = [group for group in structure.groups if group.name in units]
+    if structure.groups and not groups:
+        raise CompressionError(
+            f"allocate: expected a network with groups {[group.name for group in structure.groups]}, got one with "
+            f"{list(units)}"
+        )
     widths: dict[str, int] = {}
     options: dict[str, list[int]] = {}
-    for group in structure.groups:
-        if group.name not in units:
-            raise CompressionError(f"allocate: expected a network with group {group.name!r}, got {sorted(units)}")
+    for group in groups:
         width = widths[group.name] = units[group.name].group.width
         floor = ceil((1.0 - max_sparsity) * width - 1e-9)
         options[group.name] = [k for k in allowed_widths(width, group.multiple(round_to)) if k >= floor]
@@ -104,7 +109,7 @@ def allocate_cuts(
             for name in widths
         }
         classes: dict[object, list[str]] = {}
-        for group in structure.groups:
+        for group in groups:
             key = topology(structure, group) if scope == "isomorphic" else None
             classes.setdefault(key, []).append(group.name)
         for names in classes.values():

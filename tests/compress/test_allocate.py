@@ -141,6 +141,15 @@ def test_random_cuts_depend_on_the_seed_and_the_module_stays_as_it_is(scope: str
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
 
 
+def test_groups_that_are_gone_are_passed_over_but_not_all_of_them() -> None:
+    module, structure = residual()
+    ask: Any = {"example": EXAMPLE, "sparsity": 0.5, "scope": "uniform", "criterion": "l1", "round_to": 1, "seed": 0}
+    more = structure.model_copy(update={"groups": (*structure.groups, inner("gone", "b1", 8))})
+    assert allocate_cuts(module, more, NONE, **ask) == allocate_cuts(module, structure, NONE, **ask)
+    with pytest.raises(CompressionError, match=r"expected a network with groups \['gone'\], got one with \['stem'"):
+        allocate_cuts(module, structure.model_copy(update={"groups": more.groups[3:]}), NONE, **ask)
+
+
 def test_shares_out_of_range_are_refused() -> None:
     with pytest.raises(InfeasibleError, match=r"sparsity: expected a share in \[0, 1\), got 1; at 1 nothing"):
         cuts(sparsity=1.0)
