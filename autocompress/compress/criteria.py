@@ -67,8 +67,8 @@ def fpgm(module: nn.Module, units: Units, statistics: Statistics, generator: tor
     """
     found = {}
     for name, weights in slices(module, units).items():
-        # Matrix products would leave equal units with small distances, so that they are no longer ties.
-        exact = weights.numel() * len(weights) < 2**31
+        # Matrix products are ten times as fast, but leave equal units with small distances, so that they may not tie.
+        exact = weights.numel() * len(weights) < 2**27
         mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
         wide = weights if exact else weights.double()
         found[name] = torch.cdist(wide, wide, compute_mode=mode).fill_diagonal_(0.0).sum(dim=1).to(weights.dtype)

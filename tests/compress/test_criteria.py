@@ -197,6 +197,15 @@ def test_every_word_of_a_plan_has_a_criterion_with_one_finite_score_per_unit(cri
     assert not scores.requires_grad
 
 
+def test_large_layers_distances_from_products_are_those_from_differences() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"x": nn.Linear(1200, 400)})
+    w = module.get_parameter("x.weight").detach().double().numpy()
+    raw = np.array([np.sqrt(((w - row) ** 2).sum(axis=1)).sum() for row in w])
+    big = units({("x.weight", 0): [[u] for u in range(400)]}, ("x",))
+    np.testing.assert_allclose(channel_criterion("fpgm")(module, big, NONE, generator()), raw / raw.mean(), rtol=1e-5)
+
+
 def test_lamp_scores_weights_only() -> None:
     with pytest.raises(InfeasibleError, match=r"expected one for channels \(bn_scale, .*got 'lamp'"):
         channel_criterion("lamp")
