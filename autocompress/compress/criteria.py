@@ -63,7 +63,8 @@ def l1(module: nn.Module, units: Units, statistics: Statistics, generator: torch
 def fpgm(module: nn.Module, units: Units, statistics: Statistics, generator: torch.Generator) -> dict[str, Tensor]:
     r"""Per layer :math:`\sum_j \lVert w_u - w_j \rVert_2`: a unit near the geometric median can be replaced by others.
 
-    Shape (width,), in the weights' unit. A group of a single unit, or of equal ones, scores 0.
+    Shape (width,), in the weights' unit. A group of a single unit, or of equal ones, scores 0 (in layers of
+    over 2^27 differences up to rounding).
     """
     found = {}
     for name, weights in slices(module, units).items():
