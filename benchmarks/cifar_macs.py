@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from autocompress.compress.allocate import allocate_cuts
 from common import Kept, say, score, table
 from torch import nn
 
+from autocompress.compress.allocate import allocate_cuts
 from autocompress.compress.engine import build
 from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels

@@ -14,27 +14,29 @@ Runtime; the last epoch counts, nothing is chosen on the test split. Run again a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from autocompress.compress.allocate import allocate_masks
-from autocompress.compress.pack import pack
-from autocompress.tasks.sequences import characters
 from common import Kept, one_thread, score, spread, table
 from torch import nn
 
+from autocompress.compress.allocate import allocate_masks
 from autocompress.compress.engine import build
 from autocompress.compress.export import export_onnx
+from autocompress.compress.pack import pack
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.structure import find_structure
 from autocompress.compress.train import train_base
 from autocompress.records import Gradual, NoDistillation, Plan, SparseTraining
 from autocompress.task import Recipe, Task, fixed_randomness
 from autocompress.tasks.images import images
+from autocompress.tasks.sequences import characters
 
 HERE = Path(__file__).resolve().parent / "large_sparse"
 
@@ -75,8 +77,7 @@ def kinds(options: argparse.Namespace) -> tuple[Kind, ...]:
         )
 
     def lstm(width: int, seed: int, epochs: int) -> Task:
-        text = options.text or options.data / "trec.train.txt"
-        task = characters(data=str(text), hidden=width, seed=seed)
+        task = characters(data=str(text_of(options)), hidden=width, depth=1, seed=seed)
         return replace(
             task, recipe=Recipe(epochs=epochs, learning_rate=4e-3, batch_size=64, weight_decay=0.0, optimizer="adamw")
         )
@@ -85,6 +86,17 @@ def kinds(options: argparse.Namespace) -> tuple[Kind, ...]:
         Kind("CNN on Fashion-MNIST", "test accuracy, %", cnn, (32, 16, 8, 4), options.cnn_epochs),
         Kind("character LSTM", "next character right, test, %", lstm, (256, 128, 64, 32), options.lstm_epochs),
     )
+
+
+def text_of(options: argparse.Namespace) -> Path:
+    """The language model's text: the file given, or the questions without their labels."""
+    if options.text is not None:
+        return Path(options.text)
+    lines = (options.data / "trec.train.txt").read_text(encoding="latin-1").splitlines()
+    text = "\n".join(line.partition(" ")[2] for line in lines)
+    found = Path(tempfile.gettempdir()) / f"questions-{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
+    found.write_text(text, encoding="utf-8")
+    return found
 
 
 def weights_of(module: nn.Module) -> int:

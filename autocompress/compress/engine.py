@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from autocompress.compress.artifact import describe, verify
+from autocompress.compress.artifact import describe, distinct_values
 from autocompress.compress.export import export_onnx
 from autocompress.compress.factorize import factorize
 from autocompress.compress.fold import fold_batch_norm
@@ -30,6 +30,7 @@ from autocompress.compress.schedules import iterative, recover
 from autocompress.compress.share import fit_codebooks
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import Guard, Hook, Trainer, recalibrate_bn
+from autocompress.compress.verification import verify
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs
 from autocompress.records import Artifact, Gradual, Iterative, Plan, Structure
@@ -115,7 +116,7 @@ def build(
         with _timed(run.seconds, "quantize"), guard():
             model = quantize(model, plan.bits, plan.quantizer, run.calibration(), grids)
     artifact = describe(model)
-    verify(plan, structure, artifact)
+    verify(plan, structure, artifact, distinct_values(model) if plan.codebooks else None)
     small = b""
     if packed or plan.codebooks:
         with _timed(run.seconds, "pack"), guard():
@@ -329,7 +330,7 @@ def check_names(plan: Plan, structure: Structure) -> None:
         lost = [name for name in asked if name in gone]
         if lost:
             raise InfeasibleError(
-                f"plan.{key}: expected layers that stay, got {lost[0]!r}, which is left out with block {gone[lost[0]]!r}"
+                f"plan.{key}: expected layers that stay, got {lost[0]!r}, which goes with block {gone[lost[0]]!r}"
             )
 
 
