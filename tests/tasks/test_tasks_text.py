@@ -136,7 +136,9 @@ def test_fine_tuned_weights_come_back_exactly(tmp_path: Path) -> None:
 class Encoder(nn.Module):
     """States that are the ids themselves."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoder:
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoder:
+        assert not token_type_ids.any()
+        assert attention_mask.shape == (len(input_ids), 1, 1, input_ids.shape[1])
         self.last_hidden_state = input_ids.float().unsqueeze(-1).expand(-1, -1, 2)
         return self
 
