@@ -53,7 +53,8 @@ class HeadwiseAttention(nn.MultiheadAttention):
         weights = functional.softmax(scores if mask is None else scores + mask, dim=-1)
         dropped = functional.dropout(weights, self.dropout, self.training)
         mixed = (dropped @ v).transpose(1, 2).flatten(2)
-        output = self.out_proj(mixed)
+        # As a function, as torch does: the projection is no layer that runs by itself.
+        output = functional.linear(mixed, self.out_proj.weight, self.out_proj.bias)
         if batched and not self.batch_first:
             output = output.transpose(0, 1)
         shown = (weights.mean(1) if average_attn_weights else weights) if need_weights else None

@@ -14,6 +14,7 @@ from autocompress.compress import recurrent
 from autocompress.compress.grouping import Coupled, Grouping, Units
 from autocompress.compress.labels import Slot
 from autocompress.compress.layers import RECURRENT, Found, evaluating, has_own_weight, kind_of, run_layers
+from autocompress.compress.origin import origin
 from autocompress.compress.trace import Tracer, plain_operators
 from autocompress.errors import CompressionError
 from autocompress.inputs import Inputs, apply, batch_size, call, concatenate
@@ -123,7 +124,10 @@ def trace_layers(module: nn.Module, inputs: Inputs, layers: list[Found]) -> Trac
         for handle in handles:
             handle.remove()
     traced = Traced({}, layers, tracer, boundaries, aliases=_aliases(module))
-    traced.groups, traced.owners = Grouping(module, tracer, layers, traced.aliases).groups()
+    groups, traced.owners = Grouping(module, tracer, layers, traced.aliases).groups()
+    # A single unit has nothing that holds its channels together any more: it would be taken for several.
+    single = {name for name, width in origin(module).widths.items() if width == 1}
+    traced.groups = {name: coupled for name, coupled in groups.items() if name not in single}
     return traced
 
 

@@ -234,7 +234,8 @@ class Atoms:
 
 
 def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.broadcast_shapes(left.shape, right.shape)
+    # Not torch.broadcast_shapes, which imports a compiler on its first call.
+    shape = np.broadcast_shapes(tuple(left.shape), tuple(right.shape))
     return left.expand(shape), right.expand(shape)
 
 

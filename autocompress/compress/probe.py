@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.coupling import Coupled, Traced, trace_layers
 from autocompress.compress.layers import Found, outputs, run_layers
-from autocompress.compress.surgery import Removal, kept_indices, settle, shrink, tensor_of
+from autocompress.compress.surgery import Removal, settle, shrink, tensor_of
 from autocompress.errors import CompressionError, TaskError
 from autocompress.inputs import Inputs, apply
 from autocompress.rng import derive_seed
@@ -38,6 +38,7 @@ class Probe:
             self.module = copy.deepcopy(module)
             self._before, layers = run_layers(self.module, self.inputs)
         self._macs = _macs(layers)
+        self._counted = {layer.name for layer in layers if layer.macs}
 
     def failures(self, names: Sequence[str]) -> dict[str, str]:
         """Groups of which half cannot be removed, and why.
@@ -102,7 +103,7 @@ class Probe:
                 return _failed(error.__cause__ if error.__cause__ is not None else error)
             if reason := reshaped(self._before, after):
                 return reason
-            if _macs(layers) >= self._macs > 0 and any(r.coupled.reads for r in removals):
+            if _macs(layers) >= self._macs and any(self._counted & _touched(r) for r in removals):
                 return "cutting it saves no multiply-adds"
             if any(removal.coupled.units.mixes for removal in removals):
                 return inconsistent(self._traced.groups, module, removals, self.inputs, layers)
@@ -212,6 +213,11 @@ def _half(coupled: Coupled) -> Removal:
     return Removal(coupled, shuffled[: width - width // 2].sort().values)
 
 
+def _touched(removal: Removal) -> set[str]:
+    group = removal.coupled.units.group
+    return {*group.layers, *group.consumers}
+
+
 def _failed(error: BaseException) -> str:
     return f"cutting it fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -245,6 +251,3 @@ def _randomize(module: nn.Module, generator: torch.Generator) -> None:
             buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
         elif name.endswith("running_var"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-
-
-__all__ = ["NOT_MASKING", "Probe", "inconsistent", "kept_indices", "reshaped"]

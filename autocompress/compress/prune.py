@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from autocompress.compress.blocks import drop_blocks
 from autocompress.compress.coupling import Coupled, Units, trace, two_or_more
 from autocompress.compress.criteria import channel_scores
 from autocompress.compress.layers import run_layers
+from autocompress.compress.origin import Origin, origin, remember
 from autocompress.compress.probe import inconsistent, reshaped
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.surgery import Removal, settle, shrink, tensor_of
@@ -22,34 +22,6 @@ from autocompress.records import ChannelCut, Structure
 from autocompress.rng import derive_seed
 
 __all__ = ["Origin", "cut_channels", "drop_blocks", "follow_statistics", "origin"]
-
-#: Where a cut module keeps its `Origin`; a plain attribute, so it is neither saved nor exported, but copied along.
-_ORIGIN = "_autocompress_origin"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which of the dense network's weights a cut module's weights are.
-
-    Attributes:
-        positions: parameter or buffer name -> flat positions in the dense tensor, in the cut tensor's shape; only for
-            tensors that lost something. A parameter known under several names has an entry for each.
-        widths: group -> its units, for the groups that were cut.
-    """
-
-    positions: Mapping[str, Tensor]
-    widths: Mapping[str, int] = field(default_factory=dict)
-
-    def follow(self, name: str, dense: Tensor) -> Tensor:
-        """The entries of `dense`, shaped as the dense tensor `name`, that belong to surviving weights."""
-        positions = self.positions.get(name)
-        return dense if positions is None else dense.flatten()[positions]
-
-
-def origin(module: nn.Module) -> Origin:
-    """Where a module's weights come from; for a module that was never cut, every weight from itself."""
-    found = vars(module).get(_ORIGIN)
-    return found if isinstance(found, Origin) else Origin({})
 
 
 def follow_statistics(statistics: Statistics, module: nn.Module) -> Statistics:
@@ -98,7 +70,7 @@ def cut_channels(
     if not removals:
         return result
     inputs = two_or_more(example)
-    expected, dense_layers = run_layers(module, inputs)
+    expected, _ = run_layers(module, inputs)
     kept = shrink(result, removals)
 
     def refusal(candidate: nn.Module) -> str:
@@ -110,9 +82,7 @@ def cut_channels(
 
     if reason := settle(result, removals, refusal):
         raise CompressionError(f"cutting {', '.join(repr(cut.group) for cut in asked)} failed: {reason}")
-    vars(result)[_ORIGIN] = _origin_of(module, kept, asked)
-    if sum(x.macs for x in run_layers(result, inputs)[1]) >= sum(x.macs for x in dense_layers) > 0:
-        raise CompressionError(f"cutting {', '.join(repr(cut.group) for cut in asked)} saves no multiply-adds")
+    remember(result, _origin_of(module, kept, asked))
     return result
 
 
@@ -129,11 +99,10 @@ def _check_names(cuts: Sequence[ChannelCut], structure: Structure) -> None:
 
 def _width(cut: ChannelCut, groups: Mapping[str, Coupled], came_from: Origin) -> int:
     """Units of the group now; at least as many as are asked."""
-    if cut.group in groups:
-        width = groups[cut.group].units.group.width
-    elif cut.group in came_from.widths:
-        # A single unit is no longer seen as a group.
+    if cut.group in came_from.widths:
         width = came_from.widths[cut.group]
+    elif cut.group in groups:
+        width = groups[cut.group].units.group.width
     else:
         raise InfeasibleError(
             f"plan.cuts: {cut.group!r} is no longer in the network, its layers were left out with a block; "
