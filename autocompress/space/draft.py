@@ -63,8 +63,9 @@ class Draft:
         return self.structure.shapes((cut.group, cut.keep) for cut in self.cuts)
 
     def lives(self, group: Group) -> bool:
-        """Whether a layer of the group is left."""
-        return not self.gone.issuperset(group.layers)
+        """Whether a layer of the group is left; one without a record, as inside attention, is known by its name."""
+        inside = tuple(f"{drop.block}." for drop in self.drops)
+        return not all(name in self.gone or name.startswith(inside) for name in group.layers)
 
     def plan(self) -> Plan:
         """The physical plan.

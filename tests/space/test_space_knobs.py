@@ -268,6 +268,19 @@ def test_what_is_asked_of_a_block_that_is_left_out_has_no_effect() -> None:
     assert space.plan(changed) == plan
 
 
+def test_heads_of_a_block_that_is_left_out_are_not_cut() -> None:
+    names = [f"body.{i}.attention.in_proj_weight" for i in range(2)]
+    structure = Structure(
+        groups=tuple(Group(name=name, width=4, layers=(name,), kind="heads", unit=48) for name in names),
+        layers=(Layer(name="head", kind="linear", shape=(10, 64), macs=1),),
+        blocks=tuple(Block(name=f"body.{i}", layers=()) for i in range(2)),
+    )
+    space = space_of(structure, groups=CUT, blocks={})
+    plan = space.plan(space.uniform(sparsity=0.5, bits=32) | {"block/body.1": "drop"})
+    assert plan.drops == (BlockDrop(block="body.1"),)
+    assert plan.cuts == (ChannelCut(group=names[0], keep=2, criterion="magnitude"),)
+
+
 def test_at_most_so_many_blocks_are_left_out() -> None:
     space = space_of(blocks={"max": 2})
     assert 10 ** space.size() == pytest.approx(1 + 4 + 6)
