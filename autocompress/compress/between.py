@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection
 
 import onnx
@@ -100,7 +101,10 @@ def hold_floats(graph: GraphProto, quantized: set[str]) -> None:
 
 
 def tidy(graph: GraphProto) -> None:
-    """Remove nodes and constants that nothing reads, and bring the rest into order of computation, in place."""
+    """Remove nodes and constants that nothing reads, and bring the rest into order of computation, in place.
+
+    Nodes stay in the order in which they are as far as that is possible.
+    """
     outputs = {value.name for value in graph.output}
     while True:
         read = outputs | {name for node in graph.node for name in node.input}
@@ -111,15 +115,24 @@ def tidy(graph: GraphProto) -> None:
             graph.node.remove(node)
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
-    known = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input} | {""}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        ready = [node for node in waiting if all(name in known for name in node.input)]
-        if not ready:
-            raise CompressionError("quantize: the quantized model has a cycle")
-        ordered += ready
-        known.update(name for node in ready for name in node.output)
-        done = {id(node) for node in ready}
-        waiting = [node for node in waiting if id(node) not in done]
+    nodes = list(graph.node)
+    produced = {name for node in nodes for name in node.output}
+    missing = [len({name for name in node.input if name in produced}) for node in nodes]
+    waiting: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in set(node.input):
+            waiting.setdefault(name, []).append(index)
+    ready = [index for index, count in enumerate(missing) if count == 0]
+    ordered: list[NodeProto] = []
+    while ready:
+        index = heapq.heappop(ready)
+        ordered.append(nodes[index])
+        for name in nodes[index].output:
+            for reader in waiting.get(name, []):
+                missing[reader] -= 1
+                if missing[reader] == 0:
+                    heapq.heappush(ready, reader)
+    if len(ordered) < len(nodes):
+        raise CompressionError("quantize: the quantized model has a cycle")
     del graph.node[:]
     graph.node.extend(ordered)

@@ -169,7 +169,6 @@ def _trace(module: nn.Module, example: Inputs, *, outputs: int) -> ONNXProgram:
                 module,
                 dynamo=True,
                 external_data=False,
-                output_names=["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)],
                 custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
                 optimize=False,
                 verbose=False,
@@ -177,11 +176,23 @@ def _trace(module: nn.Module, example: Inputs, *, outputs: int) -> ONNXProgram:
             )
             if program is not None:
                 optimize_ir(program.model, output_size_limit=_LARGEST_CONSTANT, should_fold=_should_fold)
+                _name_outputs(program.model.graph)
     except Exception as error:  # torch raises whatever the user's forward raises
         raise ExportError(f"export: torch could not write the module as ONNX: {_first_cause(error)}") from error
     if program is None or len(program.model_proto.graph.output) != outputs:
         raise ExportError(f"export: expected a graph with {outputs} outputs from torch's exporter")
     return program
+
+
+def _name_outputs(graph: onnx_ir.Graph) -> None:
+    """``"output"``, or ``"output_0"``, ... Told these names, the exporter would rename an input that is returned."""
+    single = len(graph.outputs) == 1
+    names = ["output"] if single else [f"output_{index}" for index in range(len(graph.outputs))]
+    taken = {value.name: value for node in graph for value in node.outputs}
+    for value, name in zip(graph.outputs, names, strict=True):
+        if name in taken and taken[name] is not value:
+            taken[name].name = f"{name}_inner"
+        value.name = name
 
 
 def _should_fold(node: onnx_ir.Node) -> bool | None:

@@ -154,19 +154,19 @@ def test_batch_size_that_the_exporter_froze_in_silence_is_refused() -> None:
         export_onnx(Freezes().eval(), example(4))
 
 
-def test_module_that_raises_or_returns_a_tuple_is_named() -> None:
+def test_module_that_raises_or_returns_no_tensor_is_named() -> None:
     class Raises(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("no such thing")
 
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+    class Word(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, str]:
+            return x, "word"
 
     with pytest.raises(ExportError, match=r"shape \(2, 4\): RuntimeError: no such thing"):
         export_onnx(Raises(), example(4))
-    with pytest.raises(ExportError, match="expected the module to return one tensor, got tuple"):
-        export_onnx(Pair(), example(4))
+    with pytest.raises(ExportError, match="expected the module to return tensors only, got Tensor, str"):
+        export_onnx(Word(), example(4))
 
 
 def test_control_flow_on_values_is_refused() -> None:
@@ -229,3 +229,196 @@ def test_only_safe_pairs_are_folded() -> None:
     module = Unsafe().eval()
     inputs = torch.randn(2, 3, 4, 4)
     assert fold_batch_norm(module, inputs) is module
+
+
+# --- several inputs and outputs, integers, attention, recurrent layers ------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """Like BERT: two inputs by name, two outputs by name, embeddings, attention, a table read at fixed places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.place = nn.Embedding(11, 16), nn.Embedding(6, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu")
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        x = self.word(ids) + self.place(torch.arange(6))
+        x = self.blocks(x, src_key_padding_mask=mask == 0)
+        return {"logits": self.head(x[:, 0]), "hidden": x}
+
+
+class Translator(nn.Module):
+    """Sequence to sequence: two inputs by position, the decoder starts from the encoder's state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(9, 8)
+        self.encoder, self.decoder = nn.GRU(8, 8, batch_first=True), nn.GRU(8, 8, batch_first=True)
+        self.out = nn.Linear(8, 9)
+
+    def forward(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        _, state = self.encoder(self.word(source))
+        hidden, state = self.decoder(self.word(target), state)
+        return self.out(hidden), state
+
+
+class Reader(nn.Module):
+    """Two layers, both directions."""
+
+    def __init__(self, kind: type[nn.RNNBase], hidden: int = 5) -> None:
+        super().__init__()
+        self.word = nn.Embedding(9, 8)
+        self.rnn = kind(8, hidden, num_layers=2, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(2 * hidden, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(self.rnn(self.word(ids))[0][:, -1])
+
+
+def tokens(rows: int, length: int, below: int) -> Tensor:
+    return torch.randint(0, below, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> tuple[nn.Module, bytes]:
+    torch.manual_seed(0)
+    module = Encoder().eval()
+    # Not in the order in which the module declares them.
+    return module, export_onnx(module, {"mask": torch.ones(1, 6, dtype=torch.long), "ids": tokens(1, 6, 11)}).model
+
+
+def sizes(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def test_inputs_by_name_and_several_outputs(encoder: tuple[nn.Module, bytes]) -> None:
+    module, model = encoder
+    graph = onnx.load_model_from_string(model).graph
+    assert [(v.name, sizes(v)) for v in graph.input] == [("mask", ["batch", 6]), ("ids", ["batch", 6])]
+    assert [(v.name, sizes(v)) for v in graph.output] == [("output_0", ["batch", 3]), ("output_1", ["batch", 6, 16])]
+    assert {v.type.tensor_type.elem_type for v in graph.input} == {onnx.TensorProto.INT64}
+    ids, mask = tokens(5, 6, 11), torch.ones(5, 6, dtype=torch.long)
+    mask[2, 4:] = 0
+    got = runtime_session(model).run(None, {"ids": ids.numpy(), "mask": mask.numpy()})
+    want = module(ids, mask)
+    np.testing.assert_allclose(got[0], want["logits"].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(got[1], want["hidden"].detach().numpy(), atol=1e-5)
+
+
+def test_layers_of_a_transformer_are_named_even_where_their_weights_are_equal(
+    encoder: tuple[nn.Module, bytes],
+) -> None:
+    # Torch copies the first block into the second, so that the file stores their weights once.
+    graph = onnx.load_model_from_string(encoder[1]).graph
+    named = [n.name for n in graph.node if not n.name.startswith(f"{n.op_type}_")]
+    block = ["self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2"]
+    assert named == ["word", "place", *(f"blocks.layers.{i}.{part}" for i in (0, 1) for part in block), "head"]
+
+
+def test_attention_is_exported_without_computed_sizes(encoder: tuple[nn.Module, bytes]) -> None:
+    count = [n.op_type for n in onnx.load_model_from_string(encoder[1]).graph.node]
+    assert (count.count("LayerNormalization"), count.count("Gelu"), count.count("Softmax")) == (4, 2, 2)
+    assert count.count("Concat") == 0
+    assert count.count("Slice") == 0
+
+
+def test_inputs_by_position() -> None:
+    torch.manual_seed(0)
+    module = Translator().eval()
+    model = export_onnx(module, (tokens(1, 6, 9), tokens(1, 4, 9))).model
+    graph = onnx.load_model_from_string(model).graph
+    assert [(v.name, sizes(v)) for v in graph.input] == [("input_0", ["batch", 6]), ("input_1", ["batch", 4])]
+    assert [(v.name, sizes(v)) for v in graph.output] == [("output_0", ["batch", 4, 9]), ("output_1", [1, "batch", 8])]
+    assert [n.name for n in graph.node if not n.name.startswith(f"{n.op_type}_")] == [
+        "word", "encoder.l0", "word@2", "decoder.l0", "out"
+    ]  # fmt: skip
+    source, target = tokens(7, 6, 9), tokens(7, 4, 9)
+    got = runtime_session(model).run(None, {"input_0": source.numpy(), "input_1": target.numpy()})
+    for mine, theirs in zip(got, module(source, target), strict=True):
+        np.testing.assert_allclose(mine, theirs.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_one_node_per_layer_and_nothing_else(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    module = Reader(kind).eval()
+    model = export_onnx(module, tokens(1, 6, 9)).model
+    graph = onnx.load_model_from_string(model).graph
+    count = [n.op_type for n in graph.node]
+    assert [n.name for n in graph.node if n.op_type == kind.__name__] == ["rnn.l0", "rnn.l1"]
+    # The initial state of zeros and the sizes of the reshapes are not computed at run time.
+    assert not {"Shape", "Expand", "Slice", "Concat"} & set(count)
+    ids = tokens(4, 6, 9)
+    got = runtime_session(model).run(None, {"input": ids.numpy()})[0]
+    np.testing.assert_allclose(got, module(ids).detach().numpy(), atol=1e-5)
+
+
+def test_matrices_of_a_large_recurrent_layer_are_constants() -> None:
+    # Beyond the sizes up to which torch's exporter folds constants by itself.
+    torch.manual_seed(0)
+    graph = onnx.load_model_from_string(export_onnx(Reader(nn.LSTM, hidden=80), tokens(1, 3, 9)).model).graph
+    constants = {t.name for t in graph.initializer}
+    nodes = [n for n in graph.node if n.op_type == "LSTM"]
+    assert all({n.input[1], n.input[2], n.input[3]} <= constants for n in nodes)
+    assert {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.weight_ih_l1", "rnn.weight_hh_l1"} <= constants
+
+
+@pytest.mark.parametrize("mask", ["causal", "boolean", "float", "none"])
+def test_attention_with_every_kind_of_mask(mask: str) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.unflatten(-1, (2, 4)).transpose(1, 2)
+            lower = torch.ones(5, 5, dtype=torch.bool).tril()
+            given = {"boolean": lower, "float": torch.where(lower, 0.0, -1.5)}.get(mask)
+            y = functional.scaled_dot_product_attention(q, q * 2, q + 1, attn_mask=given, is_causal=mask == "causal")
+            return y.transpose(1, 2).flatten(2)
+
+    module, inputs = Attention(), torch.randn(3, 5, 8)
+    got = runtime_session(export_onnx(module, inputs).model).run(None, {"input": inputs.numpy()})[0]
+    np.testing.assert_allclose(got, module(inputs).numpy(), atol=1e-5)
+
+
+def test_an_input_that_is_not_read_or_returned_as_it_is_keeps_its_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, unread: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fc(x), kept
+
+    x, kept = torch.randn(2, 4), torch.randn(2, 3)
+    session = runtime_session(export_onnx(Odd(), {"x": x, "unread": x, "kept": kept}).model)
+    assert [value.name for value in session.get_inputs()] == ["x", "unread", "kept"]
+    got = session.run(None, {"x": x.numpy(), "unread": x.numpy(), "kept": kept.numpy()})[1]
+    np.testing.assert_array_equal(got, kept.numpy())
+
+
+def test_second_output_with_a_frozen_batch_is_refused() -> None:
+    class Freezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fc(x), torch.ones(3, 2)
+
+    with pytest.raises(ExportError, match=r"expected a free batch axis, got output_1 of shape \[3, 2\]"):
+        export_onnx(Freezes().eval(), example(4))
+
+
+def test_token_ids_are_never_scaled() -> None:
+    class Strict(nn.Module):
+        """Fails on ids that the example does not have."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.word = nn.Embedding(100, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.word(ids - 95).mean(1)
+
+    assert export_onnx(Strict(), torch.tensor([[95, 97, 99]])).agreement < 1e-6
