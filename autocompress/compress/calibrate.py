@@ -65,36 +65,36 @@ def ranges(
     """
     check_calibration(calibration)
     observers = {name: Observer(calibrator) for name in tensors}
-    for batch in _values(proto, list(observers), calibration):
-        for name, values in batch.items():
-            observers[name].see(values, name)
+    for number in range(passes(calibrator)):
+        for batch in _values(proto, list(observers), calibration):
+            for name, values in batch.items():
+                observers[name].see(values, name, number)
     return {name: observer.range() for name, observer in observers.items()}
+
+
+def passes(calibrator: Calibrator) -> int:
+    """How often an `Observer` has to see every batch: histograms need to know their ends before they count."""
+    return 1 if calibrator == "minmax" else 2
 
 
 class Observer:
     """Collects the values of one tensor, batch by batch, into the range that its grid has to hold; see `ranges`."""
 
     def __init__(self, calibrator: Calibrator) -> None:
+        self._calibrator = calibrator
         self._low, self._high = np.inf, -np.inf
         self._collector: HistogramCollector | None = None
-        if calibrator != "minmax":
-            bins = _PERCENTILE_BINS if calibrator == "percentile" else _ENTROPY_BINS
-            self._collector = HistogramCollector(
-                method=calibrator,
-                symmetric=False,
-                num_bins=bins,
-                num_quantized_bins=_ENTROPY_QUANTIZED,
-                percentile=_PERCENTILE,
-                scenario="same",
-            )
 
-    def see(self, values: np.ndarray, name: str) -> None:
-        """Take one batch, of any shape.
+    def see(self, values: np.ndarray, name: str, number: int) -> None:
+        """Take one batch, of any shape, for the first (`number` 0) or second time.
 
         Raises:
             CompressionError: a value is not finite; it names the tensor `name`.
         """
         if not values.size:
+            return
+        if number > 0:
+            self._count(values)
             return
         if not np.all(np.isfinite(values)):
             raise CompressionError(
@@ -102,9 +102,22 @@ class Observer:
                 "-inf cannot be quantized"
             )
         self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
-        if self._collector is not None:
-            with _silent():
-                self._collector.collect({"values": values.astype(np.float32)})
+
+    def _count(self, values: np.ndarray) -> None:
+        with _silent():
+            if self._collector is None:
+                self._collector = HistogramCollector(
+                    method=self._calibrator,
+                    symmetric=False,
+                    num_bins=_PERCENTILE_BINS if self._calibrator == "percentile" else _ENTROPY_BINS,
+                    num_quantized_bins=_ENTROPY_QUANTIZED,
+                    percentile=_PERCENTILE,
+                    scenario="same",
+                )
+                # Its ends first: a collector that meets a larger value later adds bins, and its search for the best
+                # range takes time by their square.
+                self._collector.collect({"values": np.array([self._low, self._high], dtype=np.float32)})
+            self._collector.collect({"values": values.astype(np.float32)})
 
     def range(self) -> tuple[float, float]:
         """(low, high); (0, 0) if nothing was seen."""

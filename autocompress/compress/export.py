@@ -175,8 +175,11 @@ def _trace(module: nn.Module, example: Inputs, *, outputs: int) -> ONNXProgram:
                 **arguments,
             )
             if program is not None:
+                inputs = [(value, value.name) for value in program.model.graph.inputs]
                 optimize_ir(program.model, output_size_limit=_LARGEST_CONSTANT, should_fold=_should_fold)
                 _name_outputs(program.model.graph)
+                for value, name in inputs:  # an input that is returned as it is was renamed
+                    value.name = name
     except Exception as error:  # torch raises whatever the user's forward raises
         raise ExportError(f"export: torch could not write the module as ONNX: {_first_cause(error)}") from error
     if program is None or len(program.model_proto.graph.output) != outputs:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.calibrate import Observer, check_calibration
+from autocompress.compress.calibrate import Observer, check_calibration, passes
 from autocompress.compress.fake_quantize import Blocks, Grids, Step, input_step, unwrap, weight_step, wrap
 from autocompress.compress.grids import (
     Grid,
@@ -208,14 +208,15 @@ def _observe(module: nn.Module, layers: Sequence[str], calibration: Inputs, quan
     module.eval()
     try:
         with torch.no_grad(), _plain_attention():
-            for start in range(0, batch_size(calibration), _BATCH):
-                call(module, apply(lambda tensor, start=start: tensor[start : start + _BATCH], calibration))  # type: ignore[misc]
-                for name, tensors in batches.items():
-                    observer = found.observers.setdefault(found.find(name), Observer(quantizer.calibrator))
-                    for tensor in tensors:
-                        observer.see(tensor.float().numpy(), f"input of {name}")
-                for state in (readers, alive, batches):
-                    state.clear()
+            for number in range(passes(quantizer.calibrator)):
+                for start in range(0, batch_size(calibration), _BATCH):
+                    call(module, apply(lambda tensor, start=start: tensor[start : start + _BATCH], calibration))  # type: ignore[misc]
+                    for name, tensors in batches.items():
+                        observer = found.observers.setdefault(found.find(name), Observer(quantizer.calibrator))
+                        for tensor in tensors:
+                            observer.see(tensor.float().numpy(), f"input of {name}", number)
+                    for state in (readers, alive, batches):
+                        state.clear()
     finally:
         for handle in handles:
             handle.remove()
