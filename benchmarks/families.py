@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compress.coupling import Units, find_units
-from autocompress.compress.prune import cut_channels, origin
+from autocompress.compress.prune import cut_channels, drop_blocks, origin
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.structure import find_structure
 from autocompress.inputs import Inputs, apply, forward
-from autocompress.records import ChannelCut, Structure
+from autocompress.records import BlockDrop, ChannelCut, Structure
 from autocompress.references import load_object
 
 # By path, so that this file also works where its folder is no place to import from.
@@ -50,6 +50,8 @@ class Row:
         share: of the parameters, those that shrink with some group.
         left_dense: reason -> names of the layers.
         unchanged: largest difference of the output after cutting nothing.
+        dropped: largest difference from the network whose blocks return their input, after leaving out all of them,
+            relative to the largest output; None if there are none.
         mixing: groups for which removing is not masking.
         shape_kept: the output's shape after cutting half of every group.
         parity: largest difference from the masked network after cutting half of every group that does not mix,
@@ -68,6 +70,7 @@ class Row:
     share: float = 0.0
     left_dense: dict[str, list[str]] = field(default_factory=dict)
     unchanged: float | None = None
+    dropped: float | None = None
     mixing: int = 0
     shape_kept: bool = False
     parity: float | None = None
@@ -117,6 +120,7 @@ def check(case: Any) -> Row:
         share=_share(module, structure),
         left_dense=_reasons(structure),
         unchanged=unchanged,
+        dropped=_dropped(module, structure, example),
         mixing=len(mixing),
         shape_kept=_output(half, example).shape == dense.shape,
         parity=parity,
@@ -125,15 +129,22 @@ def check(case: Any) -> Row:
         parameters=_size(half) / _size(module),
         seconds=seconds,
     )
-    return Row(**{**asdict(row), "problem": _problem(row, case.kinds)})
+    return Row(**{**asdict(row), "problem": _problem(row, _expected(case))})
 
 
-def _problem(row: Row, kinds: frozenset[str]) -> str:
+def _expected(case: Any) -> dict[str, int]:
+    counts = {kind: getattr(case, kind) for kind in ("channels", "heads", "hidden")}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _problem(row: Row, expected: dict[str, int]) -> str:
     found = []
-    if set(row.groups) != kinds:
-        found.append(f"groups: expected {sorted(kinds)}, got {sorted(row.groups)}")
+    if row.groups != expected:
+        found.append(f"groups: expected {expected}, got {row.groups}")
     if row.unchanged != 0.0:
         found.append(f"cutting nothing changes the output by {row.unchanged:.1e}")
+    if row.dropped is not None and not row.dropped <= TOLERANCE:
+        found.append(f"leaving out the blocks differs by {row.dropped:.1e} from their returning their input")
     if not row.shape_kept:
         found.append("the output's shape changes")
     if row.parity is not None and not row.parity <= TOLERANCE:
@@ -148,6 +159,18 @@ def _problem(row: Row, kinds: frozenset[str]) -> str:
 def _cut(module: nn.Module, structure: Structure, example: Inputs, keep: dict[str, int]) -> nn.Module:
     cuts = [ChannelCut(group=name, keep=kept, criterion="magnitude") for name, kept in sorted(keep.items())]
     return cut_channels(module, cuts, structure, Statistics({}), example=example, seed=0)
+
+
+def _dropped(module: nn.Module, structure: Structure, example: Inputs) -> float | None:
+    if not structure.blocks:
+        return None
+    drops = [BlockDrop(block=name) for name in sorted(block.name for block in structure.blocks)]
+    dropped = drop_blocks(module, drops, structure, example=example)
+    passing = copy.deepcopy(module)
+    for block in structure.blocks:
+        passing.get_submodule(block.name).register_forward_hook(lambda _, args, __: args[0])
+    expected = _output(passing, example)
+    return float((_output(dropped, example) - expected).abs().max() / expected.abs().max())
 
 
 def _masked(module: nn.Module, cut: nn.Module, groups: Sequence[Units]) -> nn.Module:
@@ -174,12 +197,20 @@ def _lost(module: nn.Module, cut: nn.Module, units: Units) -> Tensor:
 
 
 def _input_axis(module: nn.Module, name: str) -> int | None:
-    """Axis of a parameter along which a layer reads its input; None if it reads none with it."""
+    """Axis of a parameter along which a layer reads its input; None if none reads with it."""
+    tensor = _tensor(module, name)
+    for alias, parameter in module.named_parameters(remove_duplicate=False):
+        path, _, last = alias.rpartition(".")
+        owner = module.get_submodule(path)
+        if parameter is tensor and "weight" in last and tensor.ndim > 1 and not isinstance(owner, nn.Embedding):
+            return 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d) else 1
+    return None
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
     path, _, last = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if isinstance(owner, nn.Embedding) or "weight" not in last or module.get_parameter(name).ndim < 2:
-        return None
-    return 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d) else 1
+    found: Tensor = getattr(module.get_submodule(path), last)
+    return found
 
 
 @torch.no_grad()
@@ -224,17 +255,9 @@ def _size(module: nn.Module) -> int:
 
 
 def _share(module: nn.Module, structure: Structure) -> float:
-    shrinking = {
-        id(t): t.numel() for g in structure.groups for u in g.uses if (t := _parameter(module, u.parameter)) is not None
-    }
-    return sum(shrinking.values()) / _size(module)
-
-
-def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter, or None for a buffer."""
-    path, _, last = name.rpartition(".")
-    found = getattr(module.get_submodule(path), last)
-    return found if isinstance(found, nn.Parameter) else None
+    """Of all parameters, those in tensors that some group shrinks; buffers do not count."""
+    shrinking = {id(_tensor(module, use.parameter)) for group in structure.groups for use in group.uses}
+    return sum(p.numel() for p in module.parameters() if id(p) in shrinking) / _size(module)
 
 
 def _reasons(structure: Structure) -> dict[str, list[str]]:
@@ -248,16 +271,20 @@ def page(rows: Sequence[Row]) -> str:
     """The document, in Markdown."""
     found, cut, dense = [], [], []
     for row in rows:
-        groups = ", ".join(f"{count} {kind}" for kind, count in row.groups.items()) or "none"
+        groups = ", ".join(f"{kind} {count}" for kind, count in row.groups.items()) or "none"
         found.append(
             f"| {row.name} | {row.size} | {groups} | {row.blocks} | {row.layers} | {row.share:.0%} "
             f"| {row.seconds:.1f} |"
         )
-        parity = "mixes" if row.parity is None else f"{row.parity:.0e}" + (" (others mix)" if row.mixing else "")
+        parity = (
+            "mixes" if row.parity is None else f"{row.parity:.0e}" + (f", {row.mixing} mixes" if row.mixing else "")
+        )
         unchanged = "failed" if row.unchanged is None else f"{row.unchanged:g}"
+        effect = "" if row.effect is None else f"{row.effect:.1g}"
+        dropped = "" if row.dropped is None else f"{row.dropped:.0e}"
         cut.append(
-            f"| {row.name} | {unchanged} | {'kept' if row.shape_kept else 'changed'} | {parity} "
-            f"| {row.macs:.0%} | {row.parameters:.0%} | {row.problem or 'none'} |"
+            f"| {row.name} | {unchanged} | {'kept' if row.shape_kept else 'changed'} | {parity} | {effect} "
+            f"| {dropped} | {row.macs:.0%} | {row.parameters:.0%} | {row.problem or 'none'} |"
         )
         for reason, names in row.left_dense.items():
             shown = ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
@@ -284,12 +311,13 @@ Blocks can be left out whole. "Can shrink" is the share of all parameters that l
 
 "Nothing cut" is the largest difference of the output after a cut that keeps every unit; it must be 0. Then half of
 every group is cut together. "Parity" is the largest difference from the dense network in which nothing reads the
-removed units, relative to the largest output, in double precision. Where a LayerNorm or GroupNorm sees all units of a
-group, removing is not masking: those groups are left out of the comparison ("others mix", "mixes" if it is all
-of them), and only the shape is checked. Multiply-adds are torch's own count.
+removed units, relative to the largest output, in double precision; "effect" is what that masking changes. Where a
+LayerNorm or GroupNorm sees all units of a group, removing is not masking: such a group "mixes", is left out of the
+comparison, and only the output's shape is checked with it. "Blocks" is the same difference between the network without
+all of its blocks and one whose blocks return their input. Multiply-adds are torch's own count.
 
-| family | nothing cut | output's shape | parity | multiply-adds left | parameters left | problems |
-|---|---|---|---|---|---|---|
+| family | nothing cut | output's shape | parity | effect | blocks | multiply-adds left | parameters left | problems |
+|---|---|---|---|---|---|---|---|---|
 {cut}
 
 ## What is left dense, and why

@@ -34,14 +34,16 @@ class Case:
         size: what was made smaller, or what is odd.
         build: makes the network.
         example: one batch of two.
-        kinds: kinds of group that must be found; empty where there is nothing to cut.
+        channels, heads, hidden: groups of each kind that must be found, counted by hand from the architecture.
     """
 
     name: str
     size: str
     build: Callable[[], nn.Module]
     example: Callable[[], Inputs]
-    kinds: frozenset[str]
+    channels: int
+    heads: int = 0
+    hidden: int = 0
 
 
 def _image(side: int, channels: int = 3) -> Callable[[], Tensor]:
@@ -227,138 +229,177 @@ class NormedWeight(nn.Module):
         return logits
 
 
-CHANNELS = frozenset({"channels"})
-HEADS = frozenset({"channels", "heads"})
-HIDDEN = frozenset({"channels", "hidden"})
 TRANSFORMER = {"width": 48, "depth": 3, "heads": 4, "classes": 5}
 BERT = {"vocabulary": 500, "length": 16, **TRANSFORMER}
 
 FAMILIES = (
-    Case("CIFAR ResNet-20, padded shortcut", "full size", lambda: resnet_cifar(20), _image(32), CHANNELS),
+    # A convolution inside each of nine blocks, and the first stage: what a shortcut pads has its size in the forward
+    # pass.
+    Case("CIFAR ResNet-20, padded shortcut", "full size", lambda: resnet_cifar(20), _image(32), 10),
+    # A convolution inside each of nine blocks, and three stages.
     Case(
         "CIFAR ResNet-20, projection",
         "widths 32-64-128",
         lambda: resnet_cifar(20, (32, 64, 128), shortcut="projection"),
         _image(32),
-        CHANNELS,
+        12,
     ),
-    Case("ImageNet ResNet-18", "64 × 64 images", lambda: resnet_imagenet(18), _image(64), CHANNELS),
-    Case("ImageNet ResNet-50", "width ½, 64 × 64 images", lambda: resnet_imagenet(50, 32), _image(64), CHANNELS),
+    # A convolution inside each of eight blocks, and four stages; the stem belongs to the first.
+    Case("ImageNet ResNet-18", "64 × 64 images", lambda: resnet_imagenet(18), _image(64), 12),
+    # Two inside each of sixteen blocks, the stem, and four stages.
+    Case("ImageNet ResNet-50", "width ½, 64 × 64 images", lambda: resnet_imagenet(50, 32), _image(64), 37),
+    # Two inside each of eight blocks, the stem, and four stages; whole groups of the normalization are the units.
     Case(
         "ResNet-26 with GroupNorm",
         "width ½, 8 groups, 64 × 64 images",
         lambda: resnet_imagenet(26, 32, norm="group", norm_groups=8),
         _image(64),
-        CHANNELS,
+        21,
     ),
+    # Thirteen convolutions, two hidden linear layers.
     Case(
         "VGG-16 with flatten",
         "width ¼, hidden 512, 64 × 64 images",
         lambda: vgg(16, 16, image=64, hidden=512, norm="batch"),
         _image(64),
-        CHANNELS,
+        15,
     ),
-    Case("LeNet-300-100", "full size", lenet_300_100, _image(28, 1), CHANNELS),
-    Case("LeNet-5", "full size", lenet5, _image(28, 1), CHANNELS),
-    Case("MobileNetV2", "width ½, 64 × 64 images", lambda: mobilenet_v2(0.5), _image(64), CHANNELS),
-    Case("MobileNetV3-Large", "width ½, 64 × 64 images", lambda: mobilenet_v3("large", 0.5), _image(64), CHANNELS),
-    Case("MobileNetV3-Small", "width ½, 64 × 64 images", lambda: mobilenet_v3("small", 0.5), _image(64), CHANNELS),
-    Case("EfficientNet-B0", "width ½, 64 × 64 images", lambda: efficientnet(0.5), _image(64), CHANNELS),
-    Case("ShuffleNetV2", "width ½, 64 × 64 images", lambda: shufflenet_v2(0.5), _image(64), CHANNELS),
-    Case("SqueezeNet 1.1", "64 × 64 images", squeezenet, _image(64), CHANNELS),
+    Case("LeNet-300-100", "full size", lenet_300_100, _image(28, 1), 2),
+    Case("LeNet-5", "full size", lenet5, _image(28, 1), 3),
+    # Sixteen expansions, the stem with the first block's filter, seven widths, the last convolution.
+    Case("MobileNetV2", "width ½, 64 × 64 images", lambda: mobilenet_v2(0.5), _image(64), 25),
+    # Fourteen expansions, eight squeezed widths, six widths with the stem's, the last convolution, the hidden layer.
+    Case("MobileNetV3-Large", "width ½, 64 × 64 images", lambda: mobilenet_v3("large", 0.5), _image(64), 30),
+    # Ten expansions, nine squeezed widths, the stem, four widths (half of 40 and of 48 are one), and the same last
+    # two.
+    Case("MobileNetV3-Small", "width ½, 64 × 64 images", lambda: mobilenet_v3("small", 0.5), _image(64), 26),
+    # Fifteen expansions, sixteen squeezed widths, the stem, seven widths, the last convolution.
+    Case("EfficientNet-B0", "width ½, 64 × 64 images", lambda: efficientnet(0.5), _image(64), 40),
+    # A width inside each of sixteen blocks, the stem, the last convolution, and the first and third stage: shuffling
+    # eight times ties all channels of the second.
+    Case("ShuffleNetV2", "width ½, 64 × 64 images", lambda: shufflenet_v2(0.5), _image(64), 20),
+    # The first convolution, and three of each fire module.
+    Case("SqueezeNet 1.1", "64 × 64 images", squeezenet, _image(64), 25),
+    # Two of each of ten layers, the stem, two transitions.
     Case(
         "DenseNet",
         "blocks 3-4-3, growth 16, 64 × 64 images",
         lambda: densenet((3, 4, 3), 16, 32),
         _image(64),
-        CHANNELS,
+        23,
     ),
-    Case("U-Net", "width 16, 32 × 32 images", lambda: unet(16), _image(32), CHANNELS),
+    # Ten convolutions down, four transposed ones, eight beside the maps of the encoder.
+    Case("U-Net", "width 16, 32 × 32 images", lambda: unet(16), _image(32), 22),
+    # Each layer's feed-forward part, and the features of the tokens.
     Case(
         "ViT, separate Q, K, V",
         "width 48, 3 layers, 32 × 32 images",
         lambda: vit(32, 8, **TRANSFORMER),
         _image(32),
-        HEADS,
+        4,
+        heads=3,
     ),
     Case(
         "ViT, fused QKV",
         "width 48, 3 layers, 32 × 32 images",
         lambda: vit(32, 8, **TRANSFORMER, qkv="fused"),
         _image(32),
-        HEADS,
+        4,
+        heads=3,
     ),
-    Case("BERT-like, separate Q, K, V", "width 48, 3 layers; dict of inputs", lambda: bert(**BERT), _text, HEADS),
+    # The same, and the pooler.
+    Case("BERT-like, separate Q, K, V", "width 48, 3 layers; dict of inputs", lambda: bert(**BERT), _text, 5, heads=3),
     Case(
         "BERT-like, fused QKV",
         "width 48, 3 layers, mean pooling; dict of inputs",
         lambda: bert(**BERT, qkv="fused", pooling="mean"),
         _text,
-        HEADS,
+        4,
+        heads=3,
     ),
     Case(
-        "nn.TransformerEncoder", "width 48, 2 layers", lambda: TorchEncoder(False), lambda: _tokens(500, 12), CHANNELS
+        "nn.TransformerEncoder", "width 48, 2 layers", lambda: TorchEncoder(False), lambda: _tokens(500, 12), 3, heads=2
     ),
     Case(
         "nn.TransformerEncoder, norm first",
         "width 48, 2 layers",
         lambda: TorchEncoder(True),
         lambda: _tokens(500, 12),
-        CHANNELS,
+        3,
+        heads=2,
     ),
-    Case("Stacked LSTM", "3 layers of 64", lambda: text_classifier(200, 5, 32, 64, 3), lambda: _tokens(200, 9), HIDDEN),
+    # The features of a token; layers of one recurrent module have one size.
+    Case(
+        "Stacked LSTM",
+        "3 layers of 64",
+        lambda: text_classifier(200, 5, 32, 64, 3),
+        lambda: _tokens(200, 9),
+        1,
+        hidden=1,
+    ),
     Case(
         "Stacked GRU",
         "3 layers of 64",
         lambda: text_classifier(200, 5, 32, 64, 3, "gru"),
         lambda: _tokens(200, 9),
-        HIDDEN,
+        1,
+        hidden=1,
     ),
     Case(
         "LSTM in both directions",
         "2 layers of 64",
         lambda: text_classifier(200, 5, 32, 64, 2, both_ways=True),
         lambda: _tokens(200, 9),
-        HIDDEN,
+        1,
+        hidden=1,
     ),
     Case(
         "Character LSTM",
         "2 layers of 64; output at every position",
         lambda: language_model(50, 24, 64),
         lambda: _tokens(50, 9),
-        HIDDEN,
+        1,
+        hidden=1,
     ),
-    Case("Seq2seq, GRU", "2 layers of 48; tuple of inputs", lambda: seq2seq(60, 50, 24, 48, 2), _pair, HIDDEN),
-    Case("Seq2seq, LSTM", "1 layer of 48; tuple of inputs", lambda: seq2seq(60, 50, 24, 48, 1, "lstm"), _pair, HIDDEN),
+    # Features of the source's and of the target's tokens; the decoder starts from the encoder's state.
+    Case("Seq2seq, GRU", "2 layers of 48; tuple of inputs", lambda: seq2seq(60, 50, 24, 48, 2), _pair, 2, hidden=1),
+    Case(
+        "Seq2seq, LSTM",
+        "1 layer of 48; tuple of inputs",
+        lambda: seq2seq(60, 50, 24, 48, 1, "lstm"),
+        _pair,
+        2,
+        hidden=1,
+    ),
 )
 
 ODD = (
-    Case("Everything frozen", "CIFAR ResNet-8", _frozen, _image(16), CHANNELS),
-    Case("Shared weight", "two convolutions with one weight", SharedWeight, _image(8), CHANNELS),
-    Case("Tied embedding", "its table is the output's weight", TiedLanguageModel, lambda: _tokens(60, 6), CHANNELS),
-    Case("Reused module", "one convolution that runs three times", ReusedModule, _image(8), CHANNELS),
-    Case("Functional layers", "plain parameters in torch's functions", FunctionalLayers, _image(8), CHANNELS),
-    Case("Hard-coded reshape", "a view that names the channels", HardCodedReshape, _image(8), CHANNELS),
+    Case("Everything frozen", "CIFAR ResNet-8", _frozen, _image(16), 6),
+    Case("Shared weight", "two convolutions with one weight", SharedWeight, _image(8), 2),
+    Case("Tied embedding", "its table is the output's weight", TiedLanguageModel, lambda: _tokens(60, 6), 2),
+    Case("Reused module", "one convolution that runs three times", ReusedModule, _image(8), 2),
+    Case("Functional layers", "plain parameters in torch's functions", FunctionalLayers, _image(8), 3),
+    Case("Hard-coded reshape", "a view that names the channels", HardCodedReshape, _image(8), 2),
     Case(
         "Dict in, tuple out",
         "image and words; classes and boxes",
         DictInTupleOut,
         lambda: {"image": _image(8)(), "words": _tokens(30, 4)},
-        CHANNELS,
+        3,
     ),
     Case(
         "One-dimensional",
         "gated, grouped and transposed convolutions",
         OneDimensional,
         lambda: torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0)),
-        CHANNELS,
+        2,
     ),
     Case(
         "Parametrized weight",
         "weight norm, and a layer that never runs",
         NormedWeight,
         lambda: torch.randn(2, 10, generator=torch.Generator().manual_seed(0)),
-        CHANNELS,
+        1,
     ),
 )
 
