@@ -136,6 +136,8 @@ def convolution(tracer: Tracer, call: Call) -> None:
             tracer.consume(labels)
             for channels in inputs:
                 tracer.atoms.union(channels, labels)
+            if not inputs:
+                tracer.atoms.freeze(labels, _FIXED)
         for channels in inputs if not reads and data.shape[channel] > 1 else []:
             tracer.atoms.freeze(channels, _FIXED)
     bias = [slot.labels.flatten() for slot in tracer.value(call.named["bias"]).slots]
