@@ -52,8 +52,14 @@ def examine() -> Examination:
         runtimes=found,
         host=fingerprint(runtime, target.threads),
         target=(
-            f"{target.kind}: bits {', '.join(map(str, target.bits))}; channels in multiples of {target.round_to}; "
+            f"{target.kind}: computes in {_listed(target.computes)} bits, weights alone in "
+            f"{_listed(target.weights_only_bits)}; stores and runs {_listed(target.bits)}; "
+            f"channels in multiples of {target.round_to}; "
             "batch size and threads by configuration"
         ),
         healthy="missing" not in versions.values() and all(r.works for r in found if r.name in needed),
     )
+
+
+def _listed(bits: tuple[int, ...]) -> str:
+    return ", ".join(map(str, bits))
