@@ -15,7 +15,7 @@ from autocompress.cluster.slot import ExclusiveSlot
 from autocompress.compress.engine import Compressed, build
 from autocompress.config import Study
 from autocompress.errors import AutocompressError, MeasurementError
-from autocompress.measure.fairness import classifies, fairness
+from autocompress.measure.fairness import fairness, is_classification
 from autocompress.measure.latency import measure
 from autocompress.measure.quality import accuracy, predict
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
@@ -128,7 +128,7 @@ class Evaluator:
         seed = derive_seed(bench.study.seed, "bootstrap", role)
         quality = accuracy(outputs, targets, bench.task.metric, seed=seed)
         fair: Fairness | None = None
-        if classifies(outputs, targets):
+        if is_classification(outputs, targets):
             fair = fairness(bench.dense_outputs(role), outputs, targets, seed=seed)
         judged = time.monotonic()
         with self._slot.measuring():

@@ -121,6 +121,19 @@ def test_agrees_with_counting_cells_of_a_grid(cells: list[tuple[int, int, int]])
     assert hypervolume(values, DENSE, names) == pytest.approx(covered / 6**3)
 
 
+def test_a_drop_of_the_worst_class_spans_twenty_points_and_a_gain_counts_as_none() -> None:
+    dense = {"accuracy": 0.9, "worst_class_drop": 0.0}
+    names = ("accuracy", "worst_class_drop")
+
+    def volume(drop: float) -> float:
+        return hypervolume([{"accuracy": 0.9, "worst_class_drop": drop}], dense, names)
+
+    # The error of 0.1 takes half of the box, which ends 0.1 above it.
+    assert volume(0.05) == pytest.approx(0.5 * 0.75)
+    assert volume(-0.05) == volume(0.0) == pytest.approx(0.5)
+    assert volume(0.2) == volume(0.3) == 0.0
+
+
 def test_a_missing_objective_and_a_dense_cost_of_zero_are_refused() -> None:
     with pytest.raises(ValueError, match=r"objective 'latency_ms': expected .* every point, got \['accuracy'\]"):
         hypervolume([{"accuracy": 0.5}], DENSE, PAIR)
@@ -131,7 +144,9 @@ def test_a_missing_objective_and_a_dense_cost_of_zero_are_refused() -> None:
 
 
 def test_baseline_values_name_every_objective_and_refuse_a_split_that_was_not_evaluated() -> None:
-    assert baseline_values(BASELINE, "validation") == DENSE
+    assert baseline_values(BASELINE, "validation") == {**DENSE, "worst_class_drop": 0.0}
+    packed = BASELINE.model_copy(update={"artifact": BASELINE.artifact.model_copy(update={"packed_bytes": 7})})
+    assert baseline_values(packed, "validation")["packed_bytes"] == 7.0
     with pytest.raises(ValueError, match=r"baseline\.accuracy: expected the split 'test', got \['validation'\]"):
         baseline_values(BASELINE, "test")
 
