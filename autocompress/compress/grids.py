@@ -120,6 +120,16 @@ def activation_grid(low: float, high: float) -> tuple[np.float32, int]:
     return scale, int(np.clip(np.rint(-low / float(scale)), 0, LEVELS))
 
 
+def bias_scale(weight_scale: np.ndarray, input_scale: float | np.float32) -> np.ndarray:
+    """S · s_x in float32: the unit of an integer kernel's sums, in which it keeps the bias as a 32-bit integer.
+
+    Args:
+        weight_scale: s, shape (output channels,).
+        input_scale: s_x.
+    """
+    return np.asarray(weight_scale.astype(np.float32) * np.float32(input_scale))
+
+
 def smallest_scales(bias: np.ndarray, input_scale: float) -> np.ndarray:
     """Weight scales below which a bias, stored as round(b / (s · s_x)), would not fit into 32 bits.
 

@@ -17,6 +17,7 @@ from autocompress.compress.fake_quantize import Blocks, Grids, Step, input_step,
 from autocompress.compress.grids import (
     Grid,
     activation_grid,
+    bias_scale,
     from_integers,
     smallest_scales,
     weight_scales,
@@ -98,7 +99,8 @@ def train_quantized(
         hooks: see `Trainer.train`; those that keep masked weights at zero work as without quantization.
 
     Returns:
-        A plain module in evaluation mode, its weights exactly on their grids, and the grids by layer name.
+        A plain module in evaluation mode, its weights exactly on their grids and its biases rounded as the file will
+        have them; and the grids by layer name.
 
     Raises:
         InfeasibleError: a layer is not in the module, or of a kind that cannot be quantized.
@@ -252,8 +254,18 @@ def _settle(module: nn.Module, targets: Sequence[_Target]) -> dict[str, Grid]:
                 grid = _grid(layer, target, rule, rules.inputs)
                 values = from_integers(grid.integers(_channels_first(weight, target.axis)), grid.weight_scale)
                 weight.copy_(torch.from_numpy(values).movedim(0, target.axis))
+                _settle_bias(layer, grid)
             grids[target.entry.layer] = grid
     return grids
+
+
+def _settle_bias(layer: nn.Module, grid: Grid) -> None:
+    """Round the bias as an integer kernel keeps it, to a multiple of s · s_x, so that module and file are one network."""
+    bias = getattr(layer, "bias", None)
+    if grid.input_scale is None or not isinstance(bias, Tensor) or isinstance(layer, _TRANSPOSED):
+        return
+    unit = torch.from_numpy(bias_scale(grid.weight_scale, grid.input_scale))
+    bias.copy_((bias.double() / unit).round() * unit)
 
 
 def _grid(layer: nn.Module, target: _Target, rule: Step, inputs: Step | None) -> Grid:

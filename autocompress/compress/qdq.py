@@ -18,6 +18,7 @@ from autocompress.compress.grids import (
     LEVELS,
     Grid,
     activation_grid,
+    bias_scale,
     from_integers,
     smallest_scales,
     to_integers,
@@ -242,7 +243,7 @@ class _Writer:
         return numpy_helper.to_array(self.constants[name]).reshape(-1)
 
     def _quantize_bias(self, node: NodeProto, bias: np.ndarray, weight_scale: np.ndarray) -> None:
-        scale = (weight_scale * np.float32(self.input_scales[node.name])).astype(np.float32)
+        scale = bias_scale(weight_scale, self.input_scales[node.name])
         integers = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
         stem = f"{node.name}/bias"
         names = [f"{stem}_quantized", f"{stem}_scale", f"{stem}_zero_point"]

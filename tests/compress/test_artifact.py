@@ -7,21 +7,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from autocompress.compress.artifact import describe, verify
+from autocompress.compress.artifact import describe, distinct_values, verify
 from autocompress.compress.export import export_onnx
-from autocompress.compress.quantize import quantize_static
+from autocompress.compress.quantize import quantize
 from autocompress.errors import CompressionError, ExportError
 from autocompress.records import (
     Artifact,
+    Block,
+    BlockDrop,
     ChannelCut,
+    Codebook,
     Group,
     Layer,
     LayerBits,
     LayerReport,
+    LowRank,
     Plan,
+    Quantizer,
     Structure,
+    Use,
     WeightMask,
 )
 
@@ -72,14 +79,15 @@ def test_description_agrees_with_torch() -> None:
         assert layer.weights == weight.numel()
         assert layer.zeros == int((weight == 0).sum())
         assert layer.bits == 32
-        if layer.name != "3":
-            assert layer.shape == tuple(weight.shape)
+        assert layer.shape == tuple(weight.shape)
 
 
 def test_description_of_a_quantized_model_keeps_shapes_and_costs() -> None:
     module = network()
     exported = export_onnx(module, torch.randn(1, 3, 10, 10)).model
-    quantized = quantize_static(exported, ["0", "5"], torch.randn(8, 3, 10, 10).numpy())
+    quantized = quantize(
+        exported, [LayerBits(layer="0", bits=8), LayerBits(layer="5", bits=8)], Quantizer(), torch.randn(8, 3, 10, 10)
+    )
     before, after = describe(exported), describe(quantized)
     assert [x.bits for x in after.layers] == [8, 32, 32, 8, 32]
     assert [x.shape for x in after.layers] == [x.shape for x in before.layers]
@@ -109,12 +117,26 @@ def test_bytes_that_are_no_model_are_refused(data: bytes) -> None:
 
 
 STRUCTURE = Structure(
-    groups=(Group(name="a", width=16, layers=("a", "b"), consumers=("c",)),),
+    groups=(
+        Group(
+            name="a",
+            width=16,
+            layers=("a", "b"),
+            consumers=("c",),
+            uses=(
+                Use(parameter="a.weight", axis=0, per_unit=1),
+                Use(parameter="b.weight", axis=0, per_unit=1),
+                Use(parameter="b.weight", axis=1, per_unit=1),
+                Use(parameter="c.weight", axis=1, per_unit=1),
+            ),
+        ),
+    ),
     layers=(
         Layer(name="a", kind="conv2d", shape=(16, 3, 3, 3), macs=1, group="a"),
         Layer(name="b", kind="conv2d", shape=(16, 16, 3, 3), macs=1, group="a"),
         Layer(name="c", kind="linear", shape=(10, 16), macs=1),
     ),
+    blocks=(Block(name="middle", layers=("b",)),),
 )
 
 
@@ -149,9 +171,9 @@ def test_what_was_asked_passes(plan: Plan, built: Artifact) -> None:
 @pytest.mark.parametrize(
     ("plan", "built", "message"),
     [
-        (Plan(), artifact(8, 16), "layer 'a': expected 16 output channels, got 8"),
-        (CUT, artifact(16, 16), "layer 'a': expected 8 output channels, got 16"),
-        (CUT, artifact(8, 16), "layer 'b': expected 8 output channels, got 16"),
+        (Plan(), artifact(8, 16), r"layer 'a': expected shape \(16, 3, 3, 3\), got \(8, 3, 3, 3\)"),
+        (CUT, artifact(16, 16), r"layer 'a': expected shape \(8, 3, 3, 3\), got \(16, 3, 3, 3\)"),
+        (CUT, artifact(8, 16), r"layer 'b': expected shape \(8, 8, 3, 3\), got \(16, 8, 3, 3\)"),
         (MASK, artifact(zeros=1151), "layer 'b': expected at least 1152 zeros of 2304 weights, got 1151"),
         (MASK, artifact(), "layer 'b': expected at least 1152 zeros of 2304 weights, got 0"),
         (BITS, artifact(), "layer 'b': expected 8 bits, got 32"),
@@ -160,13 +182,89 @@ def test_what_was_asked_passes(plan: Plan, built: Artifact) -> None:
         (
             Plan(cuts=(ChannelCut(group="z", keep=8, criterion="random"),)),
             artifact(),
-            r"plan.cuts: expected a group of the network, got 'z'",
+            r"plan.cuts: expected groups of the network, got 'z'",
         ),
     ],
 )
 def test_what_was_not_asked_is_named(plan: Plan, built: Artifact, message: str) -> None:
     with pytest.raises(CompressionError, match=message):
         verify(plan, STRUCTURE, built)
+
+
+def test_input_channels_are_checked() -> None:
+    fat = artifact(8, 8).model_copy(update={"layers": (*artifact(8, 8).layers[:2], artifact().layers[2])})
+    with pytest.raises(CompressionError, match=r"layer 'c': expected shape \(10, 8\), got \(10, 16\)"):
+        verify(CUT, STRUCTURE, fat)
+
+
+def test_layers_of_a_dropped_block_are_gone() -> None:
+    drop = Plan(drops=(BlockDrop(block="middle"),))
+    whole = artifact()
+    verify(drop, STRUCTURE, whole.model_copy(update={"layers": (whole.layers[0], whole.layers[2])}))
+    with pytest.raises(CompressionError, match="layer 'b': expected none, as block 'middle' is left out, got one of"):
+        verify(drop, STRUCTURE, whole)
+
+
+def factors(*shapes: tuple[int, ...]) -> Artifact:
+    parts = tuple(
+        LayerReport(name=f"b.{i}", shape=shape, bits=32, zeros=0, weights=int(np.prod(shape)))
+        for i, shape in enumerate(shapes)
+    )
+    return artifact().model_copy(update={"layers": (artifact().layers[0], *parts, artifact().layers[2])})
+
+
+def test_factors_have_the_ranks_asked_for() -> None:
+    tucker = Plan(ranks=(LowRank(layer="b", ranks=(6, 5)),))
+    verify(tucker, STRUCTURE, factors((5, 16, 1, 1), (6, 5, 3, 3), (16, 6, 1, 1)))
+    with pytest.raises(CompressionError, match=r"layer 'b.1': expected shape \(6, 5, 3, 3\), got \(6, 4, 3, 3\)"):
+        verify(tucker, STRUCTURE, factors((5, 16, 1, 1), (6, 4, 3, 3), (16, 6, 1, 1)))
+    with pytest.raises(CompressionError, match=r"layer 'b\.2' is not in the model"):
+        verify(tucker, STRUCTURE, factors((5, 16, 1, 1), (6, 5, 3, 3)))
+    with pytest.raises(CompressionError, match="layer 'b': expected it in factors, got it whole"):
+        verify(tucker, STRUCTURE, artifact())
+    low = Plan(ranks=(LowRank(layer="b", ranks=(4,)),), cuts=CUT.cuts)
+    built = factors((4, 8, 3, 3), (8, 4, 1, 1))
+    layers = (artifact(8, 8).layers[0], *built.layers[1:3], artifact(8, 8).layers[2])
+    verify(low, STRUCTURE, built.model_copy(update={"layers": layers}))
+
+
+def test_zeros_of_patterns_are_counted_exactly() -> None:
+    half = Plan(masks=(WeightMask(layer="b", sparsity=0.5, criterion="magnitude", pattern="2:4"),))
+    blocks = Plan(masks=(WeightMask(layer="b", sparsity=0.3, criterion="magnitude", pattern="block:4x4"),))
+    verify(half, STRUCTURE, artifact(zeros=1152))
+    verify(blocks, STRUCTURE, artifact(zeros=43 * 16))  # 0.3 of 144 blocks
+    with pytest.raises(CompressionError, match="expected at least 688 zeros of 2304 weights, got 687"):
+        verify(blocks, STRUCTURE, artifact(zeros=43 * 16 - 1))
+
+
+def test_shared_values_are_counted() -> None:
+    plan = Plan(codebooks=(Codebook(layer="b", clusters=16),))
+    verify(plan, STRUCTURE, artifact(), {"b": 16})
+    with pytest.raises(CompressionError, match="layer 'b': expected at most 16 different values, got 17"):
+        verify(plan, STRUCTURE, artifact(), {"b": 17})
+    with pytest.raises(CompressionError, match="expected the file's distinct values for a plan with codebooks"):
+        verify(plan, STRUCTURE, artifact())
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "fits"),
+    [(8, 8, True), (8, 7, True), (4, 5, False), (16, 16, True), (16, 8, False), (8, 16, False), (2, 2, True)],
+)
+def test_bits_are_at_most_those_asked_for(asked: int, found: int, fits: bool) -> None:
+    plan = Plan(bits=(LayerBits(layer="b", bits=asked),))  # type: ignore[arg-type]
+    if fits:
+        verify(plan, STRUCTURE, artifact(bits=found))
+        return
+    with pytest.raises(CompressionError, match=f"layer 'b': expected {asked} bits, got {found}"):
+        verify(plan, STRUCTURE, artifact(bits=found))
+
+
+def test_integer_activations_where_only_weights_were_asked_for_are_refused() -> None:
+    plan = Plan(bits=(LayerBits(layer="b", bits=8, weights_only=True),))
+    built = artifact(bits=8)
+    integer = built.layers[1].model_copy(update={"compute": "integer"})
+    with pytest.raises(CompressionError, match="layer 'b': expected float activations"):
+        verify(plan, STRUCTURE, built.model_copy(update={"layers": (built.layers[0], integer, built.layers[2])}))
 
 
 def test_missing_layer_is_named() -> None:
@@ -191,3 +289,73 @@ def test_zeros_count_the_weights_that_are_left(sparsity: float, keep: int, missi
     else:
         with pytest.raises(CompressionError, match=f"expected at least {asked} zeros"):
             verify(plan, STRUCTURE, built)
+
+
+# --- every form of weights, read from files ---------------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(7, 4)
+        self.rnn = nn.LSTM(4, 5, batch_first=True, bidirectional=True)
+        self.gate = nn.GRU(10, 3, batch_first=True)
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.gate(self.rnn(self.word(ids))[0])[0])
+
+
+@pytest.fixture(scope="module")
+def words() -> tuple[nn.Module, bytes]:
+    torch.manual_seed(0)
+    module = Words().eval()
+    with torch.no_grad():
+        module.word.weight[2] = 0.0
+        module.rnn.weight_hh_l0_reverse[:, 1] = 0.0
+    return module, export_onnx(module, torch.zeros(1, 6, dtype=torch.long)).model
+
+
+def test_embeddings_and_recurrent_matrices(words: tuple[nn.Module, bytes]) -> None:
+    module, model = words
+    found = describe(model)
+    names = ["word", *(f"rnn.weight_{m}_l0{d}" for m in ("ih", "hh") for d in ("", "_reverse"))]
+    assert [x.name for x in found.layers] == [*names, "gate.weight_ih_l0", "gate.weight_hh_l0", "out"]
+    for layer in found.layers:
+        weight = module.get_parameter(layer.name if "_l0" in layer.name else f"{layer.name}.weight")
+        assert layer.shape == tuple(weight.shape)
+        assert layer.zeros == int((weight == 0).sum())
+    # Six steps: two directions of 4 gates of 5 units with 4 inputs, then 3 gates of 3 units with 10, then the output.
+    assert found.macs == 6 * (2 * 4 * 5 * (4 + 5) + 3 * 3 * (10 + 3) + 2 * 3)
+    assert found.parameters == sum(p.numel() for p in module.parameters())
+
+
+def test_distinct_values_do_not_count_zero(words: tuple[nn.Module, bytes]) -> None:
+    module, model = words
+    found = distinct_values(model)
+    assert found["word"] == 6 * 4
+    assert found["rnn.weight_hh_l0_reverse"] == len(module.rnn.weight_hh_l0_reverse.unique()) - 1
+
+
+def test_weights_that_are_folded_into_floats_are_storage_only() -> None:
+    """A file by hand: 8-bit and packed 4-bit weights of a convolution whose input is not quantized."""
+    for kind, stored in ((TensorProto.INT8, 8), (TensorProto.INT4, 4)):
+        values = [-7, 0, 3, 1, 0, 2]
+        graph = helper.make_graph(
+            [
+                helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0),
+                helper.make_node("Conv", ["x", "d"], ["y"], "conv"),
+            ],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 5, 5])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, 5, 5])],
+            [
+                helper.make_tensor("w", kind, (2, 3, 1, 1), values),
+                helper.make_tensor("s", TensorProto.FLOAT, (2,), [0.1, 0.2]),
+                helper.make_tensor("z", kind, (2,), [0, 0]),
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+        (report,) = describe(model.SerializeToString()).layers
+        assert (report.bits, report.stored_bits, report.zeros, report.compute) == (4, stored, 2, "float")
+        assert report.storage_only
