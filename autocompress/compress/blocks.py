@@ -10,7 +10,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -59,9 +58,12 @@ class PassThrough(nn.Module):
 def find_blocks(traced: Traced, probe: Probe, layers: Sequence[Found]) -> tuple[Block, ...]:
     """Blocks that can be left out, in the order of the modules; none inside another."""
     parts = dict(probe.module.named_modules())
+    residual = [name for name in traced.boundaries if _is_residual(traced, name)]
+    returned = _returned(probe.module, residual, probe.inputs)
     before = outputs(probe.module, probe.inputs)
     found: list[Block] = []
-    for name, part in parts.items():
+    for name in (name for name in parts if name in returned):
+        part = parts[name]
         owner = parts.get(name.rpartition(".")[0])
         inside = tuple(layer.name for layer in layers if layer.parameter.startswith(f"{name}."))
         if (
@@ -69,16 +71,17 @@ def find_blocks(traced: Traced, probe: Probe, layers: Sequence[Found]) -> tuple[
             or not isinstance(owner, _CONTAINERS)
             or isinstance(part, (*_CONTAINERS, *PLAIN, *RECURRENT))
             or any(name.startswith(f"{block.name}.") for block in found)
-            or not _is_residual(traced, name)
         ):
             continue
         try:
-            without = _without(probe.module, [name], probe.inputs)
-            if not reshaped(before, outputs(without, probe.inputs)):
+            _replace(probe.module, name, PassThrough(returned[name]))
+            if not reshaped(before, outputs(probe.module, probe.inputs)):
                 found.append(Block(name=name, layers=inside))
         # A network that does not run without the block keeps it.
         except Exception:  # noqa: BLE001, S112
             continue
+        finally:
+            _replace(probe.module, name, part)
     return tuple(found)
 
 
@@ -136,21 +139,31 @@ def drop_blocks(module: nn.Module, drops: Sequence[BlockDrop], structure: Struct
 def _without(module: nn.Module, names: Sequence[str], example: Inputs) -> nn.Module:
     """A copy with a `PassThrough` in the place of each named module."""
     result = copy.deepcopy(module)
-    returned: dict[str, Any] = {}
-    parts = {name: result.get_submodule(name) for name in names}
-    parts = {name: part for name, part in parts.items() if not isinstance(part, PassThrough)}
+    present = [name for name in names if not isinstance(result.get_submodule(name), PassThrough)]
+    for name, output in _returned(result, present, example).items():
+        through = PassThrough(output)
+        through.train(result.get_submodule(name).training)
+        _replace(result, name, through)
+    return result
+
+
+def _returned(module: nn.Module, names: Sequence[str], example: Inputs) -> dict[str, Any]:
+    """What each named module returns in one forward pass."""
+    found: dict[str, Any] = {}
 
     def remember(name: str) -> Any:
-        return lambda _module, _args, output: returned.__setitem__(name, output)
+        return lambda _module, _args, output: found.__setitem__(name, output)
 
-    handles = [part.register_forward_hook(remember(name)) for name, part in parts.items()]
-    with evaluating(result), torch.no_grad():
-        call(result, example)
-    for handle in handles:
-        handle.remove()
-    for name, part in parts.items():
-        owner, _, last = name.rpartition(".")
-        through = PassThrough(returned[name])
-        through.train(part.training)
-        setattr(result.get_submodule(owner), last, through)
-    return result
+    handles = [module.get_submodule(name).register_forward_hook(remember(name)) for name in names]
+    try:
+        with evaluating(module):
+            call(module, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(module.get_submodule(owner), last, part)

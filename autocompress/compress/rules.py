@@ -33,6 +33,7 @@ _RULES: dict[Any, Rule] = {
             """unsqueeze squeeze permute transpose t expand flip roll repeat diagonal unfold numpy_T rot90
             unsqueeze_ squeeze_ transpose_""",
         ),
+        (shape.restride, "as_strided_"),
         (shape.reshape, "view _unsafe_view reshape _reshape_alias"),
         (shape.select, "select unbind"),
         (shape.cut, "slice"),

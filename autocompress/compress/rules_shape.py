@@ -24,6 +24,13 @@ def keep(tracer: Tracer, call: Call) -> None:
         tracer.put(out, value.slots, weight=value.weight)
 
 
+def restride(tracer: Tracer, call: Call) -> None:
+    """The same tensor with other strides, as pooling to a single position gives it; any other use is not followed."""
+    for slot in tracer.value(call.first).slots:
+        if any(size not in (1, full) for size, full in zip(slot.labels.shape, call.out.shape, strict=False)):
+            tracer.atoms.freeze(slot.labels, "aten.as_strided_ is not followed")
+
+
 def replay(tracer: Tracer, call: Call) -> None:
     """Labels move as data do: the operator itself is run on them."""
     value = tracer.value(call.first)

@@ -17,15 +17,6 @@ from autocompress.records import Block, Group, Layer, LeftDense, Structure
 
 __all__ = ["IS_OUTPUT", "evaluate", "find_structure", "layer_calls"]
 
-#: Modules with parameters that follow a cut of their neighbours, and need no entry of their own.
-_QUIET = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.PReLU,
-)
 _TOGETHER = "all its channels can only be removed together"
 _NOT_RUN = "it does not run as a module in the forward pass"
 
@@ -63,6 +54,9 @@ def find_structure(module: nn.Module, example: Inputs) -> Structure:
         traced = trace_layers(module, inputs, usable)
         probe = Probe(module, inputs, traced)
         failed = probe.failures(list(traced.groups))
+        known = {layer.name for layer in usable}
+        for name, reason in failed.items():
+            left |= {x: reason for x in traced.groups[name].units.group.layers if x not in known}
         groups = {name: found.units.group for name, found in traced.groups.items() if name not in failed}
         blocks = find_blocks(traced, probe, usable)
     except (CompressionError, TaskError) as error:
@@ -143,7 +137,7 @@ def _unsupported(
     own = dict(module.named_parameters(remove_duplicate=False))
     found: dict[str, str] = {}
     for name, part in module.named_modules():
-        inside = [f"{name}.{p}" if name else p for p, _ in part.named_parameters(recurse=False)]
+        inside = [f"{name}.{p}" if name else p for p, t in part.named_parameters(recurse=False) if t.ndim > 1]
         if kind_of(part) is not None:
             weight = f"{name}.weight" if name else "weight"
             if name not in running:
@@ -153,6 +147,7 @@ def _unsupported(
         elif isinstance(part, RECURRENT):
             if name not in running:
                 found[name] = _NOT_RUN
-        elif inside and not isinstance(part, _QUIET) and not shrinks.intersection(inside):
+        # Scales and shifts follow their neighbours, and need no entry of their own.
+        elif inside and not isinstance(part, nn.LayerNorm) and not shrinks.intersection(inside):
             found[name or type(part).__name__] = f"{type(part).__name__} is not compressed"
     return {name: reason for name, reason in found.items() if name not in left}

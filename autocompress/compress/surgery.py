@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.attention import HeadwiseAttention
 from autocompress.compress.grouping import Coupled
-from autocompress.compress.layers import PLAIN, RECURRENT
+from autocompress.compress.layers import RECURRENT
 
 #: Choices of attributes that are tried before a cut is given up.
 _TRIES = 48
@@ -213,7 +213,7 @@ def _candidates(module: nn.Module, removals: Sequence[Removal]) -> Iterator[_Edi
             (True, {group.width: kept}),
             (False, {o: n for o, n in sizes.items() if o != group.width}),
         ):
-            for owner in _owners(module, group.layers):
+            for owner in _owners(module, [*group.layers, *(name for name, _ in removal.coupled.units.positions)]):
                 for attribute, old in vars(module.get_submodule(owner)).items():
                     new = _replaced(old, table)
                     if new != old and (owner, attribute) not in seen and not attribute.startswith("_"):
@@ -222,17 +222,14 @@ def _candidates(module: nn.Module, removals: Sequence[Removal]) -> Iterator[_Edi
 
 
 def _owners(module: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Modules of the user's that hold these layers."""
+    """Modules of the user's that hold these layers or parameters, the nearest to each."""
     found: dict[str, None] = {}
     for layer in layers:
         name = layer
-        while True:
+        while name:
             name = name.rpartition(".")[0]
-            part = module.get_submodule(name)
-            if not isinstance(part, (*PLAIN, *RECURRENT, nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            if not type(module.get_submodule(name)).__module__.startswith("torch.nn."):
                 found.setdefault(name)
-                break
-            if not name:
                 break
     return list(found)
 

@@ -175,6 +175,7 @@ class Projected(nn.Module):
         return out
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_what_cannot_be_cut_is_named_and_what_lies_around_it_can_be_cut() -> None:
     structure = find_structure(Projected(), TOKENS)
     assert [(g.name, g.width) for g in structure.groups] == [("words", 6), ("hidden", 12)]
