@@ -84,7 +84,7 @@ def fairness(outputs_dense: np.ndarray, outputs: np.ndarray, targets: np.ndarray
         overall=difference(top1, outputs, outputs_dense, targets, seed=seed),
         worst_class=worst.target,
         worst_class_drop=Estimate(
-            value=-worst.change.value, low=max(lows), high=max(-change.change.low for change in changes)
+            value=0.0 - worst.change.value, low=max(lows), high=max(0.0 - change.change.low for change in changes)
         ),
     )
 

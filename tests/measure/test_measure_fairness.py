@@ -239,3 +239,9 @@ def test_welch_agrees_with_scipy(first: list[float], second: list[float]) -> Non
 def test_welch_has_nothing_to_say_of_constants_or_single_values() -> None:
     assert welch(np.ones(3), np.zeros(4)) is None
     assert welch(np.ones(1), np.arange(4.0)) is None
+
+
+def test_no_change_is_plain_zero_not_minus_zero() -> None:
+    dense, _, targets = two_models(2, n=40)
+    found = fairness(scores(dense, 4), scores(dense, 4), targets, seed=0)
+    assert math.copysign(1.0, found.worst_class_drop.value) == 1.0
