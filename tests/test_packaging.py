@@ -87,7 +87,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"torch", "ray", "mlflow", "optuna", "prefect", "onnxruntime", "torch_pruning"}
+HEAVY = {"torch", "ray", "mlflow", "optuna", "prefect", "onnxruntime"}
 
 
 @pytest.mark.parametrize("module", ["autocompress.cli", "autocompress.config", "autocompress.records"])

@@ -15,7 +15,7 @@ from autocompress.inputs import named
 from autocompress.task import fetch, fixed_randomness, plain
 
 #: Libraries whose version can change a measured value.
-VERSIONED = ("autocompress", "torch", "torch-pruning", "onnx", "onnxruntime", "optuna", "ray", "mlflow", "prefect")
+VERSIONED = ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "ray", "mlflow", "prefect")
 
 
 def dataset_digest(dataset: Any) -> str:
