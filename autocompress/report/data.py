@@ -73,6 +73,7 @@ class FrontRow(Record):
         version: such as ``"digits v3"``; empty where it was not registered.
         warnings: what a reader should know.
         fairness: change per class on the selection split; None for a task that is no classification.
+        controls: control -> its accuracy on the selection split.
     """
 
     name: str
@@ -89,6 +90,7 @@ class FrontRow(Record):
     on_front: bool = True
     warnings: tuple[str, ...] = ()
     fairness: Fairness | None = None
+    controls: dict[str, Estimate] = Field(default_factory=dict)
 
 
 def dense_row(baseline: Baseline) -> FrontRow:
@@ -144,6 +146,7 @@ def finalist_rows(
                 on_front=finalist.on_front,
                 warnings=final.warnings,
                 fairness=final.fairness,
+                controls=finalist.controls,
             )
         )
     return tuple(rows)

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from autocompress.front.indicators import ERROR_MARGIN, trace
 from autocompress.records import MAXIMIZED
 from autocompress.report.classes import class_section
+from autocompress.report.controls import control_section
 from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows
 from autocompress.report.figures import Figure, front_figure, hidden_trials, hypervolume_figure
 from autocompress.report.layers import layer_strips, layer_table
@@ -66,6 +67,7 @@ def render(data: ReportData) -> str:
         _table_section(data, rows, front),
         _layers_section(data, front),
         class_section(front),
+        control_section(front),
         _search_section(data),
         _how_section(data, front),
         _left_section(data),
