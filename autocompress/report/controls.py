@@ -27,9 +27,9 @@ def control_section(rows: Sequence[FrontRow]) -> Html | None:
     if not shown:
         return None
     note = (
-        "Accuracy on the selection split of the same widths, zeros and bits, made otherwise with as much training: what "
-        "goes chosen by magnitude or at random, and the compressed shape trained from freshly drawn weights without the "
-        "dense model's help. Below, points against the model."
+        "Accuracy on the selection split of the same widths, zeros and bits, made otherwise with as much training: "
+        "what goes chosen by magnitude or at random, and the compressed shape trained from freshly drawn weights "
+        "without the dense model's help. Below, points against the model."
     )
     head = tag(
         "tr",
