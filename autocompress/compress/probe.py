@@ -27,8 +27,18 @@ class Probe:
     """
 
     def __init__(self, module: nn.Module, inputs: Inputs, traced: Traced) -> None:
+        """Copy the module.
+
+        Raises:
+            CompressionError: it cannot be copied.
+        """
         generator = torch.Generator().manual_seed(derive_seed(0, "probe"))
-        self.module = copy.deepcopy(module)
+        try:
+            self.module = copy.deepcopy(module)
+        except Exception as error:
+            raise CompressionError(
+                f"{type(module).__name__} cannot be copied: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error
         _randomize(self.module, generator)
         self.inputs = apply(lambda x: _random_like(x, generator), inputs)
         self._traced = traced

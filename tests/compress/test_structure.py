@@ -306,6 +306,15 @@ def test_a_module_that_cannot_be_traced_keeps_its_layers_and_says_why() -> None:
     assert set(reasons(structure).values()) == {"the channels of Opaque could not be followed: RuntimeError: watched"}
 
 
+def test_a_module_that_cannot_be_copied_keeps_its_layers_and_says_why() -> None:
+    module = Net(Fn(pooled), 8)
+    module.kept = module.head.weight * 2  # a tensor with a history
+    structure = find_structure(module, IMAGE)
+    assert structure.groups == ()
+    assert set(reasons(structure)) == {"conv", "head"}
+    assert all(reason.startswith("Net cannot be copied: RuntimeError") for reason in reasons(structure).values())
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
