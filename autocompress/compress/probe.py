@@ -36,8 +36,9 @@ class Probe:
         try:
             self.module = copy.deepcopy(module)
         except Exception as error:
+            text = " ".join(str(error).split())[:200]
             raise CompressionError(
-                f"{type(module).__name__} cannot be copied: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                f"{type(module).__name__} cannot be copied: {type(error).__name__}: {text}"
             ) from error
         _randomize(self.module, generator)
         self.inputs = apply(lambda x: _random_like(x, generator), inputs)
