@@ -94,20 +94,24 @@ def check(case: Any) -> Row:
     seconds = time.perf_counter() - began
     units = find_units(module, example)
     mixing = {group.name for group in structure.groups if units[group.name].mixes}
-    dense = _output(module, example)
+    # Differences are to be those of the networks, not of rounding.
+    inputs = apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example)
+    double = copy.deepcopy(module).double()
+    dense, dense_macs = run_counted(double, inputs)
 
     same = _cut(module, structure, example, {group.name: group.width for group in structure.groups})
-    unchanged = float((_output(same, example) - dense).abs().max())
+    unchanged = float((run_counted(copy.deepcopy(same).double(), inputs)[0] - dense).abs().max())
     halves = {group.name: max(1, group.width // 2) for group in structure.groups}
     half = _cut(module, structure, example, halves)
+    after, macs = run_counted(copy.deepcopy(half).double(), inputs)
     parity = effect = None
     if len(mixing) < len(halves):
         plain = {name: keep for name, keep in halves.items() if name not in mixing}
         cut = _cut(module, structure, example, plain) if mixing else half
-        masked = _masked(module, cut, [units[name] for name in plain])
-        expected = _output(masked, example)
+        expected, _ = run_counted(_masked(double, cut, [units[name] for name in plain]), inputs)
         scale = float(expected.abs().max())
-        parity = float((_output(cut, example) - expected).abs().max()) / scale
+        got = run_counted(copy.deepcopy(cut).double(), inputs)[0] if mixing else after
+        parity = float((got - expected).abs().max()) / scale
         effect = float((dense - expected).abs().max()) / scale
     if any(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items()):
         raise RuntimeError(f"{case.name}: the module was changed")
@@ -120,12 +124,12 @@ def check(case: Any) -> Row:
         share=_share(module, structure),
         left_dense=_reasons(structure),
         unchanged=unchanged,
-        dropped=_dropped(module, structure, example),
+        dropped=_dropped(module, double, structure, example, inputs),
         mixing=len(mixing),
-        shape_kept=_output(half, example).shape == dense.shape,
+        shape_kept=after.shape == dense.shape,
         parity=parity,
         effect=effect,
-        macs=count_macs(half, example) / count_macs(module, example),
+        macs=macs / dense_macs,
         parameters=_size(half) / _size(module),
         seconds=seconds,
     )
@@ -161,27 +165,31 @@ def _cut(module: nn.Module, structure: Structure, example: Inputs, keep: dict[st
     return cut_channels(module, cuts, structure, Statistics({}), example=example, seed=0)
 
 
-def _dropped(module: nn.Module, structure: Structure, example: Inputs) -> float | None:
+def _dropped(
+    module: nn.Module, double: nn.Module, structure: Structure, example: Inputs, inputs: Inputs
+) -> float | None:
+    """See `Row.dropped`; `double` and `inputs` are the network and the example in double precision."""
     if not structure.blocks:
         return None
-    drops = [BlockDrop(block=name) for name in sorted(block.name for block in structure.blocks)]
-    dropped = drop_blocks(module, drops, structure, example=example)
-    passing = copy.deepcopy(module)
-    for block in structure.blocks:
-        passing.get_submodule(block.name).register_forward_hook(lambda _, args, __: args[0])
-    expected = _output(passing, example)
-    return float((_output(dropped, example) - expected).abs().max() / expected.abs().max())
+    names = sorted(block.name for block in structure.blocks)
+    dropped = drop_blocks(module, [BlockDrop(block=name) for name in names], structure, example=example)
+    passing = copy.deepcopy(double)
+    for name in names:
+        passing.get_submodule(name).register_forward_hook(lambda _, args, __: args[0])
+    expected, _ = run_counted(passing, inputs)
+    return float((run_counted(dropped.double(), inputs)[0] - expected).abs().max() / expected.abs().max())
 
 
 def _masked(module: nn.Module, cut: nn.Module, groups: Sequence[Units]) -> nn.Module:
     """A copy of the dense network in which nothing reads the units that `cut` has lost."""
     masked = copy.deepcopy(module)
-    lost = [(units, _lost(module, cut, units)) for units in groups]
+    reading = _reading(masked)
     with torch.no_grad():
-        for units, removed in lost:
+        for units in groups:
+            lost = _lost(module, cut, units)
             for (name, axis), positions in units.positions.items():
-                if axis == _input_axis(masked, name):
-                    masked.get_parameter(name).index_fill_(axis, positions[removed].flatten(), 0.0)
+                if reading.get(id(_tensor(masked, name))) == axis:
+                    _tensor(masked, name).index_fill_(axis, positions[lost].flatten(), 0.0)
     return masked
 
 
@@ -196,15 +204,14 @@ def _lost(module: nn.Module, cut: nn.Module, units: Units) -> Tensor:
     return torch.zeros(0, dtype=torch.int64)
 
 
-def _input_axis(module: nn.Module, name: str) -> int | None:
-    """Axis of a parameter along which a layer reads its input; None if none reads with it."""
-    tensor = _tensor(module, name)
-    for alias, parameter in module.named_parameters(remove_duplicate=False):
-        path, _, last = alias.rpartition(".")
-        owner = module.get_submodule(path)
-        if parameter is tensor and "weight" in last and tensor.ndim > 1 and not isinstance(owner, nn.Embedding):
-            return 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d) else 1
-    return None
+def _reading(module: nn.Module) -> dict[int, int]:
+    """Identity of every weight with which some layer reads its input -> the axis along which it does."""
+    axes = {}
+    for path, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(path, recurse=False):
+            if "weight" in name.rpartition(".")[2] and parameter.ndim > 1 and not isinstance(owner, nn.Embedding):
+                axes[id(parameter)] = 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d) else 1
+    return axes
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
@@ -231,23 +238,20 @@ def _randomize(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _output(module: nn.Module, example: Inputs) -> Tensor:
-    """The output in double precision, so that differences are those of the networks, not of rounding."""
-    double = copy.deepcopy(module).double()
-    return forward(double, apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example))
-
-
-def count_macs(module: nn.Module, example: Inputs) -> int:
-    """Multiply-adds of a batch as torch counts them, attention's own products included."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    # Nothing is counted inside fused kernels; for recurrent layers in double precision there are none.
+def run_counted(double: nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
+    """Output in double precision, and multiply-adds as torch counts them, attention's own products included."""
+    default, fused = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    # What a forward pass makes itself, such as a first state, has the default precision. Nothing is counted inside
+    # fused kernels; for recurrent layers in double precision there are none.
+    torch.set_default_dtype(torch.float64)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter:
-            _output(module, example)
+            output = forward(double, inputs)
     finally:
+        torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fused)
-    return int(counter.get_total_flops()) // 2
+    return output, int(counter.get_total_flops()) // 2
 
 
 def _size(module: nn.Module) -> int:
@@ -295,13 +299,14 @@ def page(rows: Sequence[Row]) -> str:
 PAGE = """# Families of networks
 
 Written by `python benchmarks/families.py --write docs/families.md`; do not edit. {count} networks, each with random
-weights, two examples a batch, on two CPU cores. Sizes are reduced where the full size would be slow: the structure is
-that of the full size.
+weights and a batch of two. Sizes are reduced where the full size would be slow; the structure is that of the full
+size. Each number of groups is the one that was counted by hand from the architecture, else it is a problem.
 
 ## What is found
 
 Groups are sets of units that can only be cut together: channels, attention heads, hidden units of recurrent layers.
 Blocks can be left out whole. "Can shrink" is the share of all parameters that lie in weights which some group shrinks.
+Seconds are those of finding all this, on two shared CPU cores.
 
 | family | size | groups | blocks | layers | can shrink | seconds |
 |---|---|---|---|---|---|---|

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autocompress.inputs import Inputs
 from autocompress.models.bert import bert
@@ -23,6 +23,7 @@ from autocompress.models.squeeze import squeezenet
 from autocompress.models.unet import unet
 from autocompress.models.vgg import vgg
 from autocompress.models.vit import vit
+from autocompress.references import load_object
 
 
 @dataclass(frozen=True)
@@ -64,169 +65,12 @@ def _pair() -> Inputs:
     return _tokens(60, 9), _tokens(50, 7)
 
 
-class TorchEncoder(nn.Module):
-    """torch's own ``nn.TransformerEncoder``, whose attention is one module with a fused weight."""
-
-    def __init__(self, pre_norm: bool) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(500, 48)
-        layer = nn.TransformerEncoderLayer(48, 4, 96, batch_first=True, norm_first=pre_norm)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(48, 5)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Shape (n, t) to (n, 5)."""
-        logits: Tensor = self.head(self.encoder(self.embedding(tokens)).mean(1))
-        return logits
+#: By path, so that this file also works where its folder is no place to import from.
+_ODD = load_object(f"{Path(__file__).resolve().with_name('odd_networks.py')}:MODULES")
 
 
 def _frozen() -> nn.Module:
     return resnet_cifar(8, (8, 16, 32), shortcut="projection").requires_grad_(False)
-
-
-class SharedWeight(nn.Module):
-    """Two convolutions with one weight, between two of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.one = nn.Conv2d(16, 16, 3, padding=1)
-        self.other = nn.Conv2d(16, 16, 3, padding=1)
-        self.other.weight = self.one.weight
-        self.inner = nn.Conv2d(16, 24, 3, padding=1)
-        self.head = nn.Linear(24, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (n, 3, h, w) to (n, 5)."""
-        x = self.other(self.one(self.first(x).relu()).relu()).relu()
-        logits: Tensor = self.head(self.inner(x).relu().mean((2, 3)))
-        return logits
-
-
-class TiedLanguageModel(nn.Module):
-    """The embedding's table is the output's weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(60, 24)
-        self.hidden = nn.Linear(24, 48)
-        self.back = nn.Linear(48, 24)
-        self.head = nn.Linear(24, 60, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Shape (n, t) to (n, t, 60)."""
-        logits: Tensor = self.head(self.back(self.hidden(self.embedding(tokens)).relu()))
-        return logits
-
-
-class ReusedModule(nn.Module):
-    """One convolution that runs three times, each time on its own output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.again = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.inner = nn.Linear(16, 20)
-        self.head = nn.Linear(20, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (n, 3, h, w) to (n, 5)."""
-        x = self.first(x).relu()
-        for _ in range(3):
-            x = self.again(x)
-        logits: Tensor = self.head(self.inner(x.amax((2, 3))).relu())
-        return logits
-
-
-class FunctionalLayers(nn.Module):
-    """Weights held as plain parameters and given to torch's functions, beside layers that are modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1)
-        self.weight = nn.Parameter(torch.randn(24, 16, 3, 3) * 0.1)
-        self.bias = nn.Parameter(torch.zeros(24))
-        self.hidden = nn.Linear(24, 20)
-        self.weight_out = nn.Parameter(torch.randn(5, 20) * 0.1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (n, 3, h, w) to (n, 5)."""
-        x = functional.conv2d(functional.relu(self.conv(x)), self.weight, self.bias, padding=1)
-        x = functional.relu(self.hidden(functional.adaptive_avg_pool2d(x, 1).flatten(1)))
-        return functional.linear(x, self.weight_out)
-
-
-class HardCodedReshape(nn.Module):
-    """A view that names the number of channels; what lies behind it does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 8, 3, padding=1)
-        self.hidden = nn.Linear(8 * 8 * 8, 40)
-        self.head = nn.Linear(40, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (n, 3, 8, 8) to (n, 5)."""
-        x = self.second(self.first(x).relu()).relu()
-        logits: Tensor = self.head(self.hidden(x.view(-1, 8 * 8 * 8)).relu())
-        return logits
-
-
-class DictInTupleOut(nn.Module):
-    """Two inputs by name, one of them integers; a tuple of a tensor and a dict comes back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.words = nn.Embedding(30, 12)
-        self.joint = nn.Linear(28, 32)
-        self.classes = nn.Linear(32, 5)
-        self.boxes = nn.Linear(32, 4)
-
-    def forward(self, *, image: Tensor, words: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Shapes (n, 3, h, w) and (n, t) to (n, 5), and boxes of shape (n, 4)."""
-        both = torch.cat((self.image(image).mean((2, 3)), self.words(words).mean(1)), dim=1)
-        joint = self.joint(both).relu()
-        return self.classes(joint), {"boxes": self.boxes(joint)}
-
-
-class OneDimensional(nn.Module):
-    """Gated convolutions over time, with grouped and transposed ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gated = nn.Conv1d(4, 32, 5, padding=2)
-        self.grouped = nn.Conv1d(16, 24, 3, padding=1, groups=4)
-        self.norm = nn.BatchNorm1d(24)
-        self.up = nn.ConvTranspose1d(24, 12, 4, stride=2, padding=1)
-        self.head = nn.Conv1d(12, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (n, 4, t) to (n, 3, 2 t)."""
-        x = functional.glu(self.gated(x), dim=1)
-        x = functional.silu(self.norm(self.grouped(x)))
-        maps: Tensor = self.head(functional.gelu(self.up(x)))
-        return maps
-
-
-class NormedWeight(nn.Module):
-    """A parametrized layer between plain ones, and one that never runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(10, 24)
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(24, 16))
-        self.last = nn.Linear(16, 12)
-        self.head = nn.Linear(12, 5)
-        self.unused = nn.Linear(7, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (n, 10) to (n, 5)."""
-        x = self.last(self.normed(self.first(x).relu()).relu()).relu()
-        logits: Tensor = self.head(x)
-        return logits
 
 
 TRANSFORMER = {"width": 48, "depth": 3, "heads": 4, "classes": 5}
@@ -245,7 +89,7 @@ FAMILIES = (
         12,
     ),
     # A convolution inside each of eight blocks, and four stages; the stem belongs to the first.
-    Case("ImageNet ResNet-18", "64 × 64 images", lambda: resnet_imagenet(18), _image(64), 12),
+    Case("ImageNet ResNet-18", "width ½, 64 × 64 images", lambda: resnet_imagenet(18, 32), _image(64), 12),
     # Two inside each of sixteen blocks, the stem, and four stages.
     Case("ImageNet ResNet-50", "width ½, 64 × 64 images", lambda: resnet_imagenet(50, 32), _image(64), 37),
     # Two inside each of eight blocks, the stem, and four stages; whole groups of the normalization are the units.
@@ -318,12 +162,17 @@ FAMILIES = (
         heads=3,
     ),
     Case(
-        "nn.TransformerEncoder", "width 48, 2 layers", lambda: TorchEncoder(False), lambda: _tokens(500, 12), 3, heads=2
+        "nn.TransformerEncoder",
+        "width 48, 2 layers",
+        lambda: _ODD["TorchEncoder"](False),
+        lambda: _tokens(500, 12),
+        3,
+        heads=2,
     ),
     Case(
         "nn.TransformerEncoder, norm first",
         "width 48, 2 layers",
-        lambda: TorchEncoder(True),
+        lambda: _ODD["TorchEncoder"](True),
         lambda: _tokens(500, 12),
         3,
         heads=2,
@@ -375,29 +224,32 @@ FAMILIES = (
 
 ODD = (
     Case("Everything frozen", "CIFAR ResNet-8", _frozen, _image(16), 6),
-    Case("Shared weight", "two convolutions with one weight", SharedWeight, _image(8), 2),
-    Case("Tied embedding", "its table is the output's weight", TiedLanguageModel, lambda: _tokens(60, 6), 2),
-    Case("Reused module", "one convolution that runs three times", ReusedModule, _image(8), 2),
-    Case("Functional layers", "plain parameters in torch's functions", FunctionalLayers, _image(8), 3),
-    Case("Hard-coded reshape", "a view that names the channels", HardCodedReshape, _image(8), 2),
+    Case("Shared weight", "two convolutions with one weight", _ODD["SharedWeight"], _image(8), 2),
+    Case("Tied embedding", "its table is the output's weight", _ODD["TiedLanguageModel"], lambda: _tokens(60, 6), 2),
+    Case("Reused module", "one convolution that runs three times", _ODD["ReusedModule"], _image(8), 2),
+    Case("Functional layers", "plain parameters in torch's functions", _ODD["FunctionalLayers"], _image(8), 3),
+    Case("Hard-coded reshape", "a view that names the channels", _ODD["HardCodedReshape"], _image(8), 2),
     Case(
         "Dict in, tuple out",
         "image and words; classes and boxes",
-        DictInTupleOut,
+        _ODD["DictInTupleOut"],
         lambda: {"image": _image(8)(), "words": _tokens(30, 4)},
         3,
     ),
     Case(
         "One-dimensional",
         "gated, grouped and transposed convolutions",
-        OneDimensional,
+        _ODD["OneDimensional"],
         lambda: torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0)),
         2,
     ),
+    Case("ConvNeXt-like", "channels last, scaled", _ODD["ConvNextBlock"], _image(8), 2),
+    Case("Llama-like", "chunked QKV, rotary, gated", _ODD["GatedDecoder"], lambda: _tokens(50, 6), 2, heads=1),
+    Case("LSTM cell in a loop", "zero state of a fixed size", _ODD["CellByCell"], lambda: _tokens(50, 6), 2),
     Case(
         "Parametrized weight",
         "weight norm, and a layer that never runs",
-        NormedWeight,
+        _ODD["NormedWeight"],
         lambda: torch.randn(2, 10, generator=torch.Generator().manual_seed(0)),
         1,
     ),

@@ -13,7 +13,7 @@ FAMILIES = Path(__file__).resolve().parents[2] / "benchmarks" / "families.py"
 CASES: dict[str, Any] = {case.name: case for case in load_object(f"{FAMILIES}:CASES")}
 check = load_object(f"{FAMILIES}:check")
 page = load_object(f"{FAMILIES}:page")
-count_macs = load_object(f"{FAMILIES}:count_macs")
+run_counted = load_object(f"{FAMILIES}:run_counted")
 
 FAST = (
     "LeNet-300-100",
@@ -30,6 +30,9 @@ FAST = (
     "Hard-coded reshape",
     "Dict in, tuple out",
     "One-dimensional",
+    "ConvNeXt-like",
+    "Llama-like",
+    "LSTM cell in a loop",
     "Parametrized weight",
 )
 
@@ -49,9 +52,12 @@ def test_macs_are_those_counted_by_hand() -> None:
     # Two examples of nine tokens; a layer of an LSTM multiplies four gates' weights, the head reads one mean each.
     layers = 4 * 64 * ((32 + 64) + 2 * (64 + 64))
     case = CASES["Stacked LSTM"]
-    assert count_macs(case.build().eval(), case.example()) == 2 * (9 * layers + 64 * 5)
+    assert run_counted(case.build().eval().double(), case.example())[1] == 2 * (9 * layers + 64 * 5)
     conv = nn.Conv2d(3, 8, 3, padding=1)
-    assert count_macs(conv, torch.rand(2, 3, 5, 5)) == 2 * 25 * 8 * 27
+    images = torch.rand(2, 3, 5, 5, dtype=torch.float64)
+    output, macs = run_counted(conv.double(), images)
+    assert macs == 2 * 25 * 8 * 27
+    assert torch.equal(output, conv(images))
 
 
 def test_the_page_has_a_line_for_every_network_and_every_reason() -> None:
