@@ -57,7 +57,8 @@ def hypervolume(values: Sequence[Mapping[str, float]], dense: Mapping[str, float
 
     The box is fixed by the dense model, so that values are comparable between searches on the same model, data and
     host: error = 1 - accuracy spans [0, dense error + 0.10], the worst class's drop [0, 0.20] (a gain counts as 0), and
-    every cost spans [0, dense cost]. Adding a point never lowers the value. A point beyond the box in any objective adds nothing; so neither does the dense model.
+    every cost [0, dense cost]. Adding a point never lowers the value. A point beyond the box in any objective adds
+    nothing; so neither does the dense model.
 
     Args:
         values: n points; each has a finite value for every objective.
