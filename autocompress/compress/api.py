@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from autocompress.compress.engine import Compressed, build, check_finite
+from autocompress.compress.factorize import rank_for_energy
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
 from autocompress.errors import TaskError
@@ -81,7 +82,11 @@ def compress(
     check_finite(module)
     example: Inputs = task.example_input()
     structure = structure or find_structure(module, example)
-    asked = plan if isinstance(plan, Plan) else load_plan(plan, structure)
+    asked = (
+        plan
+        if isinstance(plan, Plan)
+        else load_plan(Path(plan), structure, energies=lambda layer, energy: rank_for_energy(module, layer, energy))
+    )
     statistics = statistics or collect_statistics(module, task, seed=derive_seed(seed, "statistics"))
     return build(task, module, asked, structure, statistics, epochs=epochs, seed=seed, packed=packed)
 
