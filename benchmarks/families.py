@@ -299,8 +299,8 @@ def page(rows: Sequence[Row]) -> str:
 PAGE = """# Families of networks
 
 Written by `python benchmarks/families.py --write docs/families.md`; do not edit. {count} networks, each with random
-weights and a batch of two. Sizes are reduced where the full size would be slow; the structure is that of the full
-size. Each number of groups is the one that was counted by hand from the architecture, else it is a problem.
+weights and a batch of two. Sizes are reduced where the full size would be slow, as the second column says. Each
+number of groups is the one that was counted by hand from the architecture, else it is a problem.
 
 ## What is found
 
