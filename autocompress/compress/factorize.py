@@ -13,16 +13,16 @@ References:
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from autocompress.compress.layers import has_own_weight
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.records import LowRank
+from autocompress.space.ranks import max_ranks, round_ranks
 
 #: Alternating steps of the Tucker decomposition at most, and the relative gain below which it stops.
 _HOOI_STEPS = 25
@@ -53,7 +53,7 @@ def factorize(module: nn.Module, ranks: Sequence[LowRank]) -> nn.Module:
     """
     result = copy.deepcopy(module)
     for entry in ranks:
-        layer = _factorizable(result, entry.layer)
+        layer = _layer(result, entry.layer)
         _check_ranks(entry, tuple(layer.weight.shape))
         chain = _two(layer, entry) if len(entry.ranks) == 1 else _three(layer, entry)
         chain.train(layer.training)
@@ -73,47 +73,41 @@ def factorize(module: nn.Module, ranks: Sequence[LowRank]) -> nn.Module:
     return result
 
 
-def max_ranks(shape: Sequence[int]) -> tuple[int, ...]:
-    """Largest ranks of a layer.
+def factorizable(module: nn.Module, name: str) -> str:
+    """Why a layer has no factors; nothing if it has.
 
     Args:
-        shape: of the weight as torch keeps it: (out, in) or (out, in, kernel...).
+        module: the network.
+        name: of the layer, as in `autocompress.records.Layer`.
 
-    Returns:
-        (min(out, in),) for a matrix or a kernel of one position; (out, in) for any other.
+    Examples:
+        >>> factorizable(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "0")
+        ''
+        >>> factorizable(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "1")
+        "layer '1' is of kind ReLU"
     """
-    out, inner = int(shape[0]), int(shape[1])
-    return (min(out, inner),) if math.prod(shape[2:]) == 1 else (out, inner)
-
-
-def saves(shape: Sequence[int], ranks: Sequence[int]) -> bool:
-    """Whether the factors have fewer weights than the layer.
-
-    r (out + in) < out · in, that is r < mn / (m + n), for a matrix; in · r_in + r_in · r_out · k² + r_out · out <
-    out · in · k² for a kernel.
-
-    Args:
-        shape: of the weight, (out, in) or (out, in, kernel...).
-        ranks: one number, or (output rank, input rank).
-    """
-    out, inner, positions = int(shape[0]), int(shape[1]), math.prod(shape[2:])
-    if len(ranks) == 1:
-        return ranks[0] * (out + inner) < out * inner
-    r_out, r_in = ranks
-    return inner * r_in + r_in * r_out * positions + r_out * out < out * inner * positions
-
-
-def round_ranks(shape: Sequence[int], ranks: Sequence[int], round_to: int) -> tuple[int, ...]:
-    """Ranks in multiples of `round_to`, the nearest ones upwards, at most `max_ranks`.
-
-    Raises:
-        ValueError: `round_to` is below 1.
-    """
-    if round_to < 1:
-        raise ValueError(f"round_to: expected at least 1, got {round_to}")
-    return tuple(
-        min(limit, math.ceil(rank / round_to) * round_to) for rank, limit in zip(ranks, max_ranks(shape), strict=True)
-    )
+    try:
+        layer = module.get_submodule(name) if name else None
+    except AttributeError:
+        layer = None
+    parent = name.rpartition(".")[0]
+    if layer is None and any(key == name for key, _ in module.named_parameters(remove_duplicate=False)):
+        return f"layer {name!r} is a matrix inside {type(module.get_submodule(parent)).__name__}"
+    if layer is None:
+        known = [key for key, part in module.named_modules() if isinstance(part, nn.Linear | _Conv)]
+        return f"expected a layer of the network, got {name!r}; it has {', '.join(known) or 'none'}"
+    if not isinstance(layer, nn.Linear | _Conv):
+        return f"layer {name!r} is of kind {type(layer).__name__}"
+    if not isinstance(layer, nn.Linear) and layer.groups != 1:
+        return f"layer {name!r} is a {type(layer).__name__} of {layer.groups} groups"
+    if not has_own_weight(layer):
+        return f"the weight of layer {name!r} is computed from others"
+    if isinstance(module.get_submodule(parent), nn.MultiheadAttention):
+        return f"layer {name!r} is inside MultiheadAttention, which reads its weight itself"
+    users = [part for part in module.modules() if any(p is layer.weight for p in part._parameters.values())]
+    if len(users) > 1:
+        return f"the weight of layer {name!r} is shared with {len(users) - 1} other module(s)"
+    return ""
 
 
 def rank_for_energy(module: nn.Module, layer: str, energy: float, *, round_to: int = 1) -> tuple[int, ...]:
@@ -135,7 +129,7 @@ def rank_for_energy(module: nn.Module, layer: str, energy: float, *, round_to: i
     """
     if not 0.0 < energy <= 1.0:
         raise ValueError(f"energy: expected a share in (0, 1], got {energy}")
-    weight = _matrix_or_kernel(_factorizable(module, layer), layer)
+    weight = _matrix_or_kernel(_layer(module, layer), layer)
     unfolded = [weight] if weight.ndim == 2 else [weight.flatten(1), weight.transpose(0, 1).flatten(1)]
     found = []
     for matrix, limit in zip(unfolded, max_ranks(weight.shape), strict=True):
@@ -145,38 +139,13 @@ def rank_for_energy(module: nn.Module, layer: str, energy: float, *, round_to: i
     return round_ranks(weight.shape, found, round_to)
 
 
-def _factorizable(module: nn.Module, name: str) -> nn.Linear | _Conv:
+def _layer(module: nn.Module, name: str) -> nn.Linear | _Conv:
     """The layer called `name`, if it has factors."""
-    try:
-        layer = module.get_submodule(name) if name else None
-    except AttributeError:
-        layer = None
-    parent = name.rpartition(".")[0]
-    if layer is None and any(key == name for key, _ in module.named_parameters(remove_duplicate=False)):
-        owner = type(module.get_submodule(parent)).__name__
-        raise InfeasibleError(f"plan.ranks: layer {name!r} is a matrix inside {owner}; {_POSSIBLE}")
-    if layer is None:
-        known = [key for key, part in module.named_modules() if isinstance(part, nn.Linear | _Conv)]
-        raise InfeasibleError(
-            f"plan.ranks: expected a layer of the network, got {name!r}; it has {', '.join(known) or 'none'}"
-        )
-    if not isinstance(layer, nn.Linear | _Conv):
-        raise InfeasibleError(f"plan.ranks: layer {name!r} is of kind {type(layer).__name__}; {_POSSIBLE}")
-    if not isinstance(layer, nn.Linear) and layer.groups != 1:
-        raise InfeasibleError(
-            f"plan.ranks: layer {name!r} is a {type(layer).__name__} of {layer.groups} groups; {_POSSIBLE}"
-        )
-    if parametrize.is_parametrized(layer) or not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        raise InfeasibleError(f"plan.ranks: the weight of layer {name!r} is computed from others; {_POSSIBLE}")
-    if isinstance(module.get_submodule(parent), nn.MultiheadAttention):
-        raise InfeasibleError(
-            f"plan.ranks: layer {name!r} is inside MultiheadAttention, which reads its weight itself; {_POSSIBLE}"
-        )
-    users = [part for part in module.modules() if any(p is layer.weight for p in part._parameters.values())]
-    if len(users) > 1:
-        raise InfeasibleError(
-            f"plan.ranks: the weight of layer {name!r} is shared with {len(users) - 1} other module(s); {_POSSIBLE}"
-        )
+    reason = factorizable(module, name)
+    if reason:
+        raise InfeasibleError(f"plan.ranks: {reason}; {_POSSIBLE}")
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.Linear | _Conv)  # noqa: S101 - as was just found
     return layer
 
 

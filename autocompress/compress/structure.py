@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.blocks import find_blocks
 from autocompress.compress.coupling import COMPUTED, IS_OUTPUT, Traced, trace_layers, two_or_more
+from autocompress.compress.factorize import factorizable
 from autocompress.compress.layers import RECURRENT, Found, kind_of, outputs, run_layers
 from autocompress.compress.probe import Probe
 from autocompress.errors import CompressionError, TaskError
@@ -77,6 +78,7 @@ def find_structure(module: nn.Module, example: Inputs) -> Structure:
                 shape=tuple(parameters[layer.parameter].shape),
                 macs=layer.macs,
                 group=owners.get(layer.name),
+                factorizable=not factorizable(module, layer.name),
             )
             for layer in usable
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autocompress.compress.factorize import rank_for_energy
 from autocompress.compress.pack import pack, unpack
 from autocompress.config import Study
 from autocompress.errors import ConfigError
@@ -53,7 +54,12 @@ def compress_one(bench: Workbench, plan_file: Path, folder: Path, *, epochs: flo
         CompressionError: a pass failed, or the file is not what the plan asked for.
     """
     structure = bench.prepared.structure
-    plan = load_plan(plan_file, structure, bits=bench.target.bits)
+    plan = load_plan(
+        plan_file,
+        structure,
+        bits=bench.target.bits,
+        energies=lambda layer, energy: rank_for_energy(bench.dense, layer, energy),
+    )
     summary = plan_words(plan, structure)
     reporter().stage("compress", f"{summary}; {epochs:g} epoch{'' if epochs == 1 else 's'} of recovery")
     measurement = Evaluator(bench)(plan, Fidelity(epochs=epochs, rung=-1), "validation")

@@ -74,6 +74,8 @@ class Layer(Record):
         shape: shape of the weight as torch keeps it.
         macs: multiply-adds for one example.
         group: the group that all its outputs belong to; None if they cannot be cut, or belong to several.
+        factorizable: whether thinner layers can take its place: it is linear or an ungrouped convolution, and its
+            weight is its own and read by nothing else.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Layer(Record):
     shape: tuple[int, ...]
     macs: int
     group: str | None = None
+    factorizable: bool = True
 
     @property
     def parameter(self) -> str:

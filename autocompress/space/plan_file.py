@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar
 
 from pydantic import Field, model_validator
 
-from autocompress.errors import ConfigError
+from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import (
     BlockDrop,
     ChannelCut,
@@ -60,12 +60,14 @@ from autocompress.space.options import (
     ZeroPattern,
 )
 from autocompress.space.patterns import fits, fixed_sparsity
-from autocompress.space.ranks import factorizable, max_ranks, ranks_of, saves
+from autocompress.space.ranks import factorizable, max_ranks, ranks_of, round_ranks, saves
 from autocompress.space.yaml import Document, key_text, read_document
 
 #: Every bit width that a plan can have.
 ALL_BITS = (32, 16, 8, 7, 6, 5, 4, 3, 2)
 EntryT = TypeVar("EntryT", bound="_Entry")
+#: (layer, share of the squared singular values) -> smallest ranks that hold it; only weights tell.
+Energies = Callable[[str, float], tuple[int, ...]]
 Removed = Annotated[Number, Field(ge=0.0, lt=1.0)]
 
 
@@ -95,14 +97,19 @@ class CutEntry(_Entry):
 
 
 class RankEntry(_Entry):
-    """Factorize layers: to the share `share` of the largest rank, 1 for none; or to exactly `ranks`."""
+    """Factorize layers: to the share `share` of the largest rank, 1 for none; to exactly `ranks`; or to `energy`.
+
+    That is the share of the dense weight's squared singular values that the smallest ranks hold, which are rounded up
+    to the target's multiple, and at most the largest rank of the layer after the cuts.
+    """
 
     share: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
     ranks: Annotated[tuple[Count, ...], Field(min_length=1, max_length=2)] | None = None
+    energy: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> RankEntry:
-        _one_of(self, "share", "ranks")
+    def _one_of_three(self) -> RankEntry:
+        _one_of(self, "share", "ranks", "energy")
         return self
 
 
@@ -158,7 +165,14 @@ class PlanFile(Part):
     quantizer: QuantizerSetting = DENSE.quantizer
 
 
-def load_plan(path: Path, structure: Structure, *, round_to: int = 1, bits: Sequence[int] = ALL_BITS) -> Plan:
+def load_plan(
+    path: Path,
+    structure: Structure,
+    *,
+    round_to: int = 1,
+    bits: Sequence[int] = ALL_BITS,
+    energies: Energies | None = None,
+) -> Plan:
     """Read a plan for a network.
 
     Args:
@@ -166,6 +180,8 @@ def load_plan(path: Path, structure: Structure, *, round_to: int = 1, bits: Sequ
         structure: what was found in the network.
         round_to: multiple that the target's channel counts and ranks are rounded to.
         bits: bit widths that the target supports.
+        energies: the smallest ranks of a layer that hold a share of its weight's energy, as
+            `autocompress.compress.factorize.rank_for_energy` finds them; without it no entry may ask for `energy`.
 
     Returns:
         The physical plan: what changes nothing is left out.
@@ -174,7 +190,7 @@ def load_plan(path: Path, structure: Structure, *, round_to: int = 1, bits: Sequ
         ConfigError: file, line and key of what is wrong, or that the network or the target cannot have.
     """
     document = read_document(path)
-    return _Builder(document, validate(PlanFile, document), structure, round_to, tuple(bits)).plan()
+    return _Builder(document, validate(PlanFile, document), structure, round_to, tuple(bits), energies).plan()
 
 
 def dump_plan(plan: Plan) -> str:
@@ -219,12 +235,11 @@ def _flow(content: dict[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in content.items()) + "}"
 
 
-def _one_of(entry: _Entry, first: str, second: str) -> None:
-    given = [key for key in (first, second) if getattr(entry, key) is not None]
+def _one_of(entry: _Entry, *keys: str) -> None:
+    given = [key for key in keys if getattr(entry, key) is not None]
     if len(given) != 1:
-        raise ValueError(
-            f"expected either {first} or {second} for {entry.match!r}, got {' and '.join(given) or 'none'}"
-        )
+        offered = f"{', '.join(keys[:-1])} or {keys[-1]}"
+        raise ValueError(f"expected either {offered} for {entry.match!r}, got {' and '.join(given) or 'none'}")
 
 
 @dataclass(frozen=True)
@@ -242,6 +257,7 @@ class _Builder:
     structure: Structure
     round_to: int
     supported: tuple[int, ...]
+    energies: Energies | None
 
     def plan(self) -> Plan:
         file, layers = self.file, self.structure.layers
@@ -252,7 +268,7 @@ class _Builder:
         cuts = [self._cut(self.structure.group(name), asked) for name, asked in groups.items()]
         draft = replace(draft, cuts=tuple(cut for cut in cuts if cut is not None))
         possible = [layer.name for layer in layers if factorizable(layer)]
-        what = "linear layer or ungrouped convolution"
+        what = "linear layer or ungrouped convolution with a weight of its own"
         for name, asked in self._asked("ranks", file.ranks, possible, what).items():
             draft = replace(draft, ranks=draft.ranks + self._ranks(self.structure.layer(name), asked, draft))
         names = [layer.name for layer in layers]
@@ -287,7 +303,7 @@ class _Builder:
             found |= {name: _Asked(i, entry) for name in matched}
         return found
 
-    def _refuse(self, path: tuple[str | int, ...], problem: str) -> None:
+    def _refuse(self, path: tuple[str | int, ...], problem: str) -> NoReturn:
         raise ConfigError(f"{self.document.place(path)}: {key_text(path)}: {problem}")
 
     def _cut(self, group: Group, asked: _Asked[CutEntry]) -> ChannelCut | None:
@@ -315,9 +331,15 @@ class _Builder:
         if layer.name in draft.gone:
             return ()
         shape, entry = draft.shapes[layer.name], asked.entry
+        if entry.energy is not None:
+            held = self._held(layer, entry.energy, ("ranks", asked.index, "energy"))
+            # Of the dense weight: after cuts the largest rank may be lower.
+            lower = tuple(map(min, held, max_ranks(shape)))
+            ranks = round_ranks(shape, lower, self.round_to)
+            return (LowRank(layer=layer.name, ranks=ranks),) if saves(shape, ranks) else ()
         if entry.ranks is None:
-            ranks = ranks_of(shape, exact(entry.share or 1.0), self.round_to)
-            return () if ranks is None else (LowRank(layer=layer.name, ranks=ranks),)
+            found = ranks_of(shape, exact(entry.share or 1.0), self.round_to)
+            return () if found is None else (LowRank(layer=layer.name, ranks=found),)
         limits = max_ranks(shape)
         if len(entry.ranks) != len(limits) or any(r > n for r, n in zip(entry.ranks, limits, strict=True)):
             wanted = "one rank" if len(limits) == 1 else "two ranks, of output and input,"
@@ -327,6 +349,14 @@ class _Builder:
                 f"got {list(entry.ranks)}",
             )
         return (LowRank(layer=layer.name, ranks=entry.ranks),) if saves(shape, entry.ranks) else ()
+
+    def _held(self, layer: Layer, energy: float, path: tuple[str | int, ...]) -> tuple[int, ...]:
+        if self.energies is None:
+            self._refuse(path, f"expected share or ranks where no weights are at hand, got energy {energy:g}")
+        try:
+            return self.energies(layer.name, energy)
+        except InfeasibleError as error:
+            self._refuse(path, str(error))
 
     def _mask(self, layer: Layer, asked: _Asked[MaskEntry], draft: Draft) -> tuple[WeightMask, ...]:
         shape, entry = draft.shapes[layer.name], asked.entry

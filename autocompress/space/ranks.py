@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -21,28 +21,53 @@ from autocompress.space.params import Params, Suggester, read_number
 
 
 def factorizable(layer: Layer) -> bool:
-    """Whether a layer may have factors: linear, or a convolution of one group, as far as its shape tells."""
-    if layer.kind == "linear":
-        return True
+    """Whether a layer may have factors, and its shape leaves a rank to lose."""
+    if not layer.factorizable:
+        return False
     # One input channel for each filter: depthwise, or a first layer of one channel, which has no rank to lose there.
-    return layer.kind in ("conv1d", "conv2d") and layer.shape[1] > 1
+    return layer.kind == "linear" or (layer.kind in ("conv1d", "conv2d") and layer.shape[1] > 1)
 
 
 def max_ranks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Largest ranks of a weight: min(out, in) of a matrix or 1×1 kernel, (out, in) of any other."""
+    """Largest ranks of a layer.
+
+    Args:
+        shape: of the weight as torch keeps it: (out, in) or (out, in, kernel...).
+
+    Returns:
+        (min(out, in),) for a matrix or a kernel of one position; (out, in) for any other.
+    """
     return (min(shape[:2]),) if prod(shape[2:]) == 1 else (shape[0], shape[1])
 
 
 def saves(shape: tuple[int, ...], ranks: tuple[int, ...]) -> bool:
     """Whether the factors have fewer weights than the layer.
 
-    r (m + n) < m n for a matrix of m × n; in · r_in + r_in · r_out · k² + r_out · out < out · in · k² for a kernel.
+    r (out + in) < out · in, that is r < mn / (m + n), for a matrix; in · r_in + r_in · r_out · k² + r_out · out <
+    out · in · k² for a kernel.
+
+    Args:
+        shape: of the weight, (out, in) or (out, in, kernel...).
+        ranks: one number, or (output rank, input rank).
     """
     out, inputs, positions = shape[0], shape[1], prod(shape[2:])
     if len(ranks) == 1:
         return ranks[0] * (out + inputs) < out * inputs
     r_out, r_in = ranks
     return inputs * r_in + r_in * r_out * positions + r_out * out < out * inputs * positions
+
+
+def round_ranks(shape: tuple[int, ...], ranks: Sequence[int], round_to: int) -> tuple[int, ...]:
+    """Ranks in multiples of `round_to`, the nearest ones upwards, at most `max_ranks`.
+
+    Raises:
+        ValueError: `round_to` is below 1.
+    """
+    if round_to < 1:
+        raise ValueError(f"round_to: expected at least 1, got {round_to}")
+    return tuple(
+        min(limit, math.ceil(rank / round_to) * round_to) for rank, limit in zip(ranks, max_ranks(shape), strict=True)
+    )
 
 
 def ranks_of(shape: tuple[int, ...], share: Fraction, round_to: int) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 
 from autocompress.compress import compress, find_structure
 from autocompress.compress.artifact import describe
+from autocompress.compress.factorize import rank_for_energy
 from autocompress.errors import ConfigError, TaskError
 from autocompress.records import ChannelCut, LayerBits, Plan
 
@@ -42,6 +43,14 @@ def test_a_plan_in_yaml_means_the_same(net: nn.Module, data: TensorDataset, tmp_
     file.write_text('cuts: [{match: "0", sparsity: 0.5, criterion: fpgm}]\nbits: [{match: "2", bits: 8}]\n')
     plan = Plan(cuts=(ChannelCut(group="0", keep=8, criterion="fpgm"),), bits=(LayerBits(layer="2", bits=8),))
     assert compress(net, file, data, epochs=0.0).model == compress(net, plan, data, epochs=0.0).model
+
+
+def test_a_rank_may_be_asked_for_by_the_energy_it_holds(net: nn.Module, data: TensorDataset, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text('ranks: [{match: "2", energy: 0.6}]\n')
+    small = compress(net, file, data, epochs=0.0)
+    r_out, r_in = rank_for_energy(net, "2", 0.6)
+    assert small.module.get_submodule("2.1").weight.shape == (r_out, r_in, 3, 3)  # type: ignore[union-attr]
 
 
 def test_a_plan_that_names_nothing_is_refused_with_its_line(

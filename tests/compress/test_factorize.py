@@ -9,16 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autocompress.compress.factorize import (
-    factorize,
-    max_ranks,
-    rank_for_energy,
-    round_ranks,
-    saves,
-    tucker2,
-)
+from autocompress.compress.factorize import factorizable, factorize, rank_for_energy, tucker2
+from autocompress.compress.structure import find_structure
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.records import LowRank
+from autocompress.space.ranks import max_ranks
 
 
 def _net(seed: int = 0) -> nn.Sequential:
@@ -175,27 +170,8 @@ def test_ranks_by_energy_rounding_and_saving() -> None:
         share = np.cumsum(squares) / squares.sum()
         assert share[rank - 1] >= 0.7
         assert rank == 1 or share[rank - 2] < 0.7
-    assert round_ranks((30, 20, 3, 3), (9, 17), 8) == (16, 20)
-    # mn / (m + n) = 12: twelve saves nothing, eleven does.
-    assert [saves((20, 30), (r,)) for r in (11, 12, 13)] == [True, False, False]
-    assert saves((64, 32, 3, 3), (32, 16))
-    assert not saves((64, 32, 3, 3), (64, 32))
     with pytest.raises(ValueError, match=r"energy: expected a share in \(0, 1\], got 1.5"):
         rank_for_energy(net, "0", 1.5)
-    with pytest.raises(ValueError, match="round_to: expected at least 1, got 0"):
-        round_ranks((3, 3), (1,), 0)
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.data())
-def test_saves_counts_the_parameters(out: int, inner: int, k: int, data: st.DataObject) -> None:
-    shape = (out, inner, k, k)
-    ranks = tuple(data.draw(st.integers(1, limit)) for limit in max_ranks(shape))
-    net = nn.Sequential(nn.Conv2d(inner, out, k, bias=False, device="meta"))
-    if len(ranks) == 1:
-        new = ranks[0] * inner + out * ranks[0]
-    else:
-        new = inner * ranks[1] + ranks[1] * ranks[0] * k * k + ranks[0] * out
-    assert saves(shape, ranks) == (new < net[0].weight.numel())
 
 
 @pytest.mark.parametrize(
@@ -228,6 +204,39 @@ def test_a_weight_shared_with_an_embedding_is_refused() -> None:
     net[1].weight = net[0].weight
     with pytest.raises(InfeasibleError, match=r"the weight of layer '1' is shared with 1 other module\(s\)"):
         factorize(net, _low("1", 2))
+
+
+class _Mixed(nn.Module):
+    """Every kind of layer that has factors, and of those that have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 8, 3)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.tied, self.twin, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.twin.weight = self.tied.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(self.grouped(self.stem(x))).flatten(2).transpose(1, 2)
+        x, _ = self.attention(self.normed(x), x, x)
+        return self.head(self.twin(self.tied(x)).mean(dim=1))  # type: ignore[no-any-return]
+
+
+def test_a_structure_says_what_can_be_factorized_and_the_pass_agrees() -> None:
+    net = _Mixed().eval()
+    layers = find_structure(net, torch.zeros(1, 4, 8, 8)).layers
+    assert {layer.name for layer in layers if layer.factorizable} == {"stem", "head"}
+    assert {"grouped", "up", "tied"} < {layer.name for layer in layers}
+    for layer in layers:
+        assert layer.factorizable == (factorizable(net, layer.name) == "")
+        if layer.factorizable:
+            factorize(net, _low(layer.name, *max_ranks(layer.shape)))
+        else:
+            with pytest.raises(InfeasibleError, match="can be factorized"):
+                factorize(net, _low(layer.name, 1))
 
 
 def test_a_weight_that_is_not_finite_is_refused() -> None:

@@ -122,6 +122,10 @@ def test_request_that_changes_nothing_is_dense(tmp_path: Path, text: str) -> Non
     ("masks: [{match: f, sparsity: 0.5}]\n", r"masks\[0\].match: .* \(c1, c2, c3, d\[0\], fc\), got 'f'"),
     ("drops: [{match: boddy}]\n", r"drops\[0\].match: .* a block .* got 'boddy' \(did you mean 'body'\?\)"),
     ("ranks: [{match: 'd*', share: 0.5}]\n", r"ranks\[0\].match: .* linear layer or ungrouped convolution"),
+    ("ranks: [{match: fc}]\n", r"ranks\[0\]: expected either share, ranks or energy for 'fc', got none"),
+    ("ranks: [{match: fc, energy: 0}]\n", r"ranks\[0\].energy: expected a finite number > 0.0 and <= 1.0"),
+    ("ranks:\n- {match: fc, energy: 0.9}\n",
+     r"plan.yaml:2: ranks\[0\].energy: expected share or ranks where no weights are at hand, got energy 0.9"),
     ("cuts: [{match: c1}]\n", r"cuts\[0\]: expected either sparsity or keep for 'c1', got none"),
     ("cuts: [{match: c1, keep: 8, sparsity: 0.1}]\n", r"either sparsity or keep for 'c1', got sparsity and keep"),
     ("cuts: [{match: c1, keep: 12}]\n",
@@ -156,6 +160,38 @@ def test_request_that_changes_nothing_is_dense(tmp_path: Path, text: str) -> Non
 def test_what_cannot_be_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, text, round_to=8, bits=(32, 8))
+
+
+def test_energy_becomes_the_ranks_that_hold_it(tmp_path: Path) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def held(layer: str, energy: float) -> tuple[int, ...]:
+        asked.append((layer, energy))
+        return {"c1": (32, 3), "c2": (12, 30), "c3": (5,), "fc": (13,)}[layer]
+
+    text = "ranks: [{match: '*', energy: 0.9}, {match: c1, share: 1}]\n"
+    plan = load(tmp_path, text, energies=held)
+    assert asked == [("c2", 0.9), ("c3", 0.9), ("fc", 0.9)]
+    assert plan.ranks == (
+        LowRank(layer="c2", ranks=(12, 30)), LowRank(layer="c3", ranks=(5,)), LowRank(layer="fc", ranks=(13,)),
+    )  # fmt: skip
+    # Rounded up to the target's multiple, and no more than what the cuts have left: 8 inputs, where 8 save nothing.
+    plan = load(tmp_path, text + "cuts: [{match: c1, keep: 8}]\n", energies=held, round_to=8)
+    assert plan.ranks == (LowRank(layer="c2", ranks=(16, 8)),)
+    assert load(tmp_path, dump_plan(plan), round_to=8) == plan
+
+
+def test_what_cannot_be_factorized_is_not_offered(tmp_path: Path) -> None:
+    layers = tuple(x.model_copy(update={"factorizable": x.name != "fc"}) for x in NETWORK.layers)
+    network = NETWORK.model_copy(update={"layers": layers})
+    path = tmp_path / "plan.yaml"
+    path.write_text("ranks: [{match: fc, share: 0.5}]\n")
+    message = r"linear layer or ungrouped convolution with a weight of its own .* \(c1, c2, c3\), got 'fc'"
+    with pytest.raises(ConfigError, match=message):
+        load_plan(path, network)
+    data = {"layers": {"rank": {"low": 0.25, "high": 1.0, "step": 0.25}}}
+    space = resolve(SpaceConfig.model_validate(data), network, round_to=1, bits=(32,))
+    assert space.ranks.keys() == {"rank/c1", "rank/c2", "rank/c3"}
 
 
 def test_dumped_plan_is_one_line_per_entry() -> None:
