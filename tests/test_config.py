@@ -192,7 +192,7 @@ BAD_STUDIES = [
     (
         "space: space.yaml",
         "space: jiont",
-        "study.yaml:6: space: expected a packaged space (depth, joint, lowrank, quantization, sharing, "
+        "study.yaml:6: space: expected a packaged space (depth, global, joint, lowrank, quantization, sharing, "
         "structured, transformer, unstructured) or "
         "the path of a .yaml file, got 'jiont' (did you mean 'joint'?)",
     ),
@@ -249,7 +249,7 @@ BAD_SPACES = [
         "(did you mean 'structured'?), got 'structural'",
     ),
     ("  sparsity: {low: 0.0, high: 0.9, step: 0.1}\n", "", "space.yaml:1: groups: expected the key sparsity"),
-    ("layers:", "layer:", "space.yaml:4: layer: expected one of the keys width, groups, layers"),
+    ("layers:", "layer:", "space.yaml:4: layer: expected one of the keys width, groups, allocation, layers"),
     (
         "layers:",
         "include: []\nlayers:",
@@ -261,7 +261,11 @@ BAD_SPACES = [
         "space.yaml:4: overrides[0]: expected strategy, criterion, reduction, pattern, sparsity, bits, weights, "
         "rank, clusters or block for 'a', got none of them",
     ),
-    (SPACE, "groups: {strategy: [none]}\n", "space.yaml:1: expected a choice of width, groups.strategy, blocks"),
+    (
+        SPACE,
+        "groups: {strategy: [none]}\n",
+        "space.yaml:1: expected a choice of width, groups.strategy, allocation, blocks",
+    ),
     (
         SPACE,
         "width: {low: 0.5, high: 1.5, step: 0.5}\n",

@@ -8,28 +8,22 @@ References:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from math import ceil
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.coupling import find_units
-from autocompress.compress.criteria import channel_scores, weight_scores
+from autocompress.compress.criteria import weight_scores
 from autocompress.compress.patterns import as_matrix, check_fits
+from autocompress.compress.ranking import rank_units
 from autocompress.compress.statistics import Statistics
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs
-from autocompress.records import ChannelCut, Criterion, Group, Layer, Reduction, Structure, WeightMask
+from autocompress.records import ChannelCut, Criterion, CutScope, Layer, Reduction, Structure, WeightMask
 from autocompress.rng import derive_seed
-from autocompress.space.grid import allowed_widths
 
-CutScope = Literal["uniform", "global", "isomorphic"]
 MaskScope = Literal["uniform", "global", "lamp", "erk"]
-#: Kinds of layers whose outputs lie along axis 1 of the weight.
-_INPUT_FIRST = frozenset({"conv_transpose2d", "embedding"})
 
 
 def allocate_cuts(
@@ -49,7 +43,8 @@ def allocate_cuts(
     """How many units each group keeps, so that the share `sparsity` of all units goes.
 
     A unit counts as one, whatever its weights or multiply-adds. Widths are rounded to the target's multiple (the
-    nearest, of two the larger) after the shares are found, so the total is met up to that rounding.
+    nearest, of two the larger) after the shares are found, so the total is met up to that rounding; what was reached is
+    1 - Σ keep / Σ width.
 
     Args:
         module: the network as it is now; left alone.
@@ -71,104 +66,20 @@ def allocate_cuts(
         Sorted by group, without those that keep all.
 
     Raises:
-        InfeasibleError: a share is out of range, or one ranking cannot give that many units; with ``"isomorphic"``, a
-            class that cannot gives what it can.
+        InfeasibleError: a share is out of range, or the one ranking of ``"global"`` cannot give that many units. With
+            ``"isomorphic"`` a class that cannot gives what it can, and the whole less than `sparsity`: compare what was
+            reached. A search space says so in `describe`.
         CompressionError: scores cannot be computed, or the module has none of the groups.
     """
-    _check_share("sparsity", sparsity)
-    if not (0.0 < max_sparsity <= 1.0 and sparsity <= max_sparsity):
-        raise InfeasibleError(
-            f"allocate: max_sparsity: expected a share in (0, 1], at least sparsity {sparsity:g}, got {max_sparsity:g}"
-        )
-    units = find_units(module, example)
-    groups = [group for group in structure.groups if group.name in units]
-    if structure.groups and not groups:
-        raise CompressionError(
-            f"allocate: expected a network with groups {[group.name for group in structure.groups]}, got one with "
-            f"{list(units)}"
-        )
-    widths: dict[str, int] = {}
-    options: dict[str, list[int]] = {}
-    for group in groups:
-        width = widths[group.name] = units[group.name].group.width
-        floor = ceil((1.0 - max_sparsity) * width - 1e-9)
-        options[group.name] = [k for k in allowed_widths(width, group.multiple(round_to)) if k >= floor]
-    removed: dict[str, float] = {}
-    if scope == "uniform":
-        removed = {name: sparsity * width for name, width in widths.items()}
-    else:
-        scores = {
-            name: channel_scores(
-                criterion,
-                reduction,
-                module,
-                units[name],
-                statistics,
-                torch.Generator().manual_seed(derive_seed(seed, "allocate", name)),
-            )
-            for name in widths
-        }
-        classes: dict[object, list[str]] = {}
-        for group in groups:
-            key = topology(structure, group) if scope == "isomorphic" else None
-            classes.setdefault(key, []).append(group.name)
-        for names in classes.values():
-            most = {name: widths[name] - options[name][0] for name in names}
-            wanted = round(sparsity * sum(widths[name] for name in names))
-            if wanted > sum(most.values()) and scope == "global":
-                reachable = sum(most.values()) / sum(widths.values())
-                raise InfeasibleError(
-                    f"allocate: sparsity: expected at most {reachable:.4f}, which these groups can give with round_to "
-                    f"{round_to} and max_sparsity {max_sparsity:g}, got {sparsity:g}"
-                )
-            removed |= lowest({name: scores[name] for name in names}, most, wanted)
-    keeps = {
-        name: min(options[name], key=lambda keep: (abs(keep - (widths[name] - removed[name])), -keep))
-        for name in widths
-    }
+    ranking = rank_units(
+        module, structure, statistics, example=example, criterion=criterion, reduction=reduction, seed=seed
+    )
+    keeps = ranking.keeps(sparsity=sparsity, scope=scope, round_to=round_to, max_sparsity=max_sparsity)
     return tuple(
         ChannelCut(group=name, keep=keep, criterion=criterion, reduction=reduction)
         for name, keep in sorted(keeps.items())
-        if keep < widths[name]
+        if keep < ranking.widths[name]
     )
-
-
-def lowest(scores: dict[str, Tensor], most: dict[str, int], wanted: int) -> dict[str, float]:
-    """How many units each group gives if those with the lowest scores go, one by one.
-
-    Equal scores: the earlier group's go first. A group that has given its most is passed over.
-
-    Args:
-        scores: group -> shape (width,).
-        most: group -> units that it may give.
-        wanted: units in all; fewer are given if the groups have no more.
-    """
-    names = list(scores)
-    owner = torch.cat([torch.full((len(scores[name]),), i) for i, name in enumerate(names)])
-    given: Counter[str] = Counter(dict.fromkeys(names, 0))
-    for index in owner[torch.cat(list(scores.values())).argsort(stable=True)].tolist():
-        if given.total() >= wanted:
-            break
-        if given[names[index]] < most[names[index]]:
-            given[names[index]] += 1
-    return dict(given)
-
-
-def topology(structure: Structure, group: Group) -> tuple[tuple[str, int, str], ...]:
-    """What a group looks like: (kind, axis, role) of the group, then of each weight and normalization that shrinks.
-
-    Groups of equal topology, such as the inner channels of every residual block, have comparable scores.
-    """
-    layers = {layer.parameter: layer for layer in structure.layers}
-    found = [("norm", 0, "norm") for _ in group.norms]
-    for use in group.uses:
-        layer = layers.get(use.parameter)
-        if layer is not None:
-            is_output = layer.name in group.layers and (
-                layer.name not in group.consumers or use.axis == (1 if layer.kind in _INPUT_FIRST else 0)
-            )
-            found.append((layer.kind, use.axis, "output" if is_output else "input"))
-    return (("group", 0, group.kind), *sorted(found))
 
 
 def allocate_masks(

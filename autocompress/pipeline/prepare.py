@@ -26,10 +26,11 @@ from autocompress.inputs import Arrays, arrays
 from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import measure
 from autocompress.measure.quality import accuracy, predict
+from autocompress.pipeline.allocations import allocation_tables
 from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
 from autocompress.pipeline.identity import dataset_digest, task_code_digest
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Artifact, Baseline, Estimate, Host, Record, Role, Structure, digest
+from autocompress.records import Allocation, Artifact, Baseline, Estimate, Host, Record, Role, Structure, digest
 from autocompress.rng import derive_seed
 from autocompress.space.space import Space, resolve
 from autocompress.task import Task, fetch, fixed_randomness, load_task, plain, size
@@ -44,6 +45,7 @@ class Prepared(Record):
     Attributes:
         data_sha256: role -> hash of its examples; train and validation only, the other two stay untouched.
         task_code_sha256: source of the task function's module.
+        allocations: widths for the shares of the space's `allocation`, if it has one.
     """
 
     task: str
@@ -52,6 +54,7 @@ class Prepared(Record):
     task_code_sha256: str
     structure: Structure
     baseline: Baseline
+    allocations: tuple[Allocation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class Workbench:
             self.prepared.structure,
             round_to=self.target.round_to,
             bits=self.target.bits,
+            allocations=self.prepared.allocations,
         )
 
 
@@ -169,6 +173,7 @@ def prepare(study: Study) -> Workbench:
         TaskError: the task function raised or returned no task.
         ExportError: the model cannot be written as ONNX with a free batch.
         CompressionError: nothing in the model can be compressed.
+        ConfigError: the space asks for an allocation, of which the model can give no share.
         StudyChangedError: configuration, data, trained weights, task code or host differ from the earlier run's.
     """
     report = reporter()
@@ -203,11 +208,21 @@ def prepare(study: Study) -> Workbench:
         )
     folder.model.parent.mkdir(parents=True, exist_ok=True)
     save_module(module, folder.model)
-    collect_statistics(module, task, seed=derive_seed(study.seed, "statistics")).save(folder.statistics)
+    statistics = collect_statistics(module, task, seed=derive_seed(study.seed, "statistics"))
+    statistics.save(folder.statistics)
+    target = study.target.build()
+    allocations = allocation_tables(
+        study.space,
+        module,
+        structure,
+        statistics,
+        example=example,
+        round_to=target.round_to,
+        seed=derive_seed(study.seed, "allocations"),
+    )
 
     report.stage("prepare", "exporting and measuring the dense model")
     exported = export_onnx(module, example)
-    target = study.target.build()
     session = target.prepare(exported.model)
     folder.write_artifact(exported.model)
     reading = measure(
@@ -226,6 +241,7 @@ def prepare(study: Study) -> Workbench:
             host=fingerprint(target.runtime, target.threads),
             agreement=exported.agreement,
         ),
+        allocations=allocations,
     )
     write_record(folder.prepared, prepared)
     bench = Workbench(study, folder, prepared)

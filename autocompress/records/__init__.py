@@ -4,6 +4,7 @@ Every record is JSON both ways: ``Record.model_validate_json(record.model_dump_j
 No record knows of torch, Optuna, Ray or MLflow.
 """
 
+from autocompress.records.allocation import Allocation, CutScope
 from autocompress.records.base import (
     Estimate,
     Record,
@@ -83,6 +84,7 @@ __all__ = [
     "MAXIMIZED",
     "WEIGHT_CRITERIA",
     "Adaptive",
+    "Allocation",
     "Artifact",
     "AttentionTransfer",
     "Baseline",
@@ -94,6 +96,7 @@ __all__ = [
     "ClassChange",
     "Codebook",
     "Criterion",
+    "CutScope",
     "Distillation",
     "Estimate",
     "EvaluatorReference",

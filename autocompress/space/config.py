@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from autocompress.errors import ConfigError
 from autocompress.space.explain import nearest, validate
 from autocompress.space.options import (
+    AllocationChoices,
     BlockChoices,
     Distillations,
     GroupChoices,
@@ -33,6 +34,8 @@ class SpaceConfig(Part):
     Attributes:
         width: multiplier on the width of every group that is searched; 1 if absent.
         groups: choices for each group of coupled channels.
+        allocation: one share for all groups, divided among them by a ranking. It settles every group's width, so that
+            neither `width` nor the strategy ``structured`` may be open beside it.
         layers: choices for each layer with weights.
         blocks: which blocks may be left out; none if absent.
         schedule: how removal and training may alternate; a kind, or a mapping with its settings.
@@ -45,6 +48,7 @@ class SpaceConfig(Part):
 
     width: ShareRange | None = None
     groups: GroupChoices = GroupChoices()
+    allocation: AllocationChoices | None = None
     layers: LayerChoices = LayerChoices()
     blocks: BlockChoices | None = None
     schedule: Schedules | None = None
@@ -56,10 +60,26 @@ class SpaceConfig(Part):
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="after")
+    def _one_says_widths(self) -> SpaceConfig:
+        if self.allocation is None:
+            return self
+        others = ["width"] if self.width is not None else []
+        others += ["groups.strategy"] if "structured" in self.groups.strategy else []
+        for i, override in enumerate(self.overrides):
+            others += [f"overrides[{i}].strategy"] if "structured" in (override.strategy or ()) else []
+        if others:
+            raise ValueError(
+                f"expected either allocation, which settles the width of every group, or {others[0]}, got both; "
+                + ("leave width out" if others[0] == "width" else f"take structured out of {others[0]}")
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_is_open(self) -> SpaceConfig:
         bits = self.layers.bits
         opened = (
             self.width is not None,
+            self.allocation is not None,
             self.layers.rank is not None,
             self.layers.codebook is not None and self.layers.codebook.clusters != ("none",),
             self.blocks is not None and self.blocks.choices != ("keep",),
@@ -73,8 +93,8 @@ class SpaceConfig(Part):
         )
         if not any(opened):
             raise ValueError(
-                "expected a choice of width, groups.strategy, blocks, layers.bits, layers.rank or layers.codebook, got "
-                "a space in which only the dense network exists"
+                "expected a choice of width, groups.strategy, allocation, blocks, layers.bits, layers.rank or "
+                "layers.codebook, got a space in which only the dense network exists"
             )
         return self
 

@@ -144,7 +144,8 @@ class GroupKnob:
         return _Setting(strategy, criterion, reduction, pattern, sparsity)
 
     def invert(self, plan: Plan, draft: Draft) -> Params:
-        """See `Inverse`."""
+        """See `Inverse`. Cuts that the draft has already come from an allocation."""
+        plan = plan.model_copy(update={"cuts": tuple(cut for cut in plan.cuts if cut not in draft.cuts)})
         choices = tuple(choice for choice in self.choices if draft.lives(choice.group))
         return Inverse(draft, self.widths, choices).params(plan)
 

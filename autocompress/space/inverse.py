@@ -59,7 +59,7 @@ class Inverse:
         requests = [self._request(choice, plan) for choice in self.choices]
         width = self._width(requests)
         params: Params = {"width": float(width)} if self.widths else {}
-        shapes = self.draft.structure.shapes((cut.group, cut.keep) for cut in plan.cuts)
+        shapes = self.draft.structure.shapes((cut.group, cut.keep) for cut in (*self.draft.cuts, *plan.cuts))
         # A factorized layer has no mask, whatever its group asks for.
         free = self.draft.gone.union(entry.layer for entry in plan.ranks)
         for request in requests:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from autocompress.records import (
     Bits,
     Criterion,
+    CutScope,
     Distillation,
     Quantizer,
     Reduction,
@@ -89,6 +90,7 @@ StrategyChoices = Annotated[tuple[Strategy, ...], Field(min_length=1), AfterVali
 CriterionChoices = Annotated[tuple[Criterion, ...], Field(min_length=1), AfterValidator(_distinct)]
 ReductionChoices = Annotated[tuple[Reduction, ...], Field(min_length=1), AfterValidator(_distinct)]
 PatternChoices = Annotated[tuple[ZeroPattern, ...], Field(min_length=1), AfterValidator(_distinct)]
+ScopeChoices = Annotated[tuple[CutScope, ...], Field(min_length=1), AfterValidator(_distinct)]
 BitWidths = Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_distinct)]
 WeightsChoices = Annotated[tuple[WeightsChoice, ...], Field(min_length=1), AfterValidator(_distinct)]
 ClusterChoices = Annotated[tuple[Clusters, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -168,6 +170,28 @@ def needs_sparsity(strategies: tuple[Strategy, ...], patterns: tuple[str, ...]) 
     """Whether a share has to be chosen: for channels always, for weights unless the pattern fixes it."""
     free = any(fixed_sparsity(pattern) is None for pattern in patterns)
     return "structured" in strategies or ("unstructured" in strategies and free)
+
+
+class AllocationChoices(Part):
+    """Which share of all groups' units may go, and by what ranking it is divided among the groups.
+
+    Attributes:
+        scope: ``uniform``: the same share of every group; ``global``: the lowest of one ranking of all units;
+            ``isomorphic``: of one ranking for each set of groups of equal topology.
+        criterion: how units may be scored, for the ranking and within each group.
+        reduction: how the scores of coupled layers become one.
+        sparsity: which shares may go.
+    """
+
+    scope: ScopeChoices
+    criterion: CriterionChoices = ("magnitude",)
+    reduction: Reduction = "mean"
+    sparsity: SparsityRange
+
+    @model_validator(mode="after")
+    def _scores_channels(self) -> AllocationChoices:
+        check_criteria(["structured"], self.criterion)
+        return self
 
 
 class BitsChoices(Part):

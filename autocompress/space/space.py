@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import ConfigError, InfeasibleError
-from autocompress.records import Criterion, ParamValue, Plan, Strategy, Structure
+from autocompress.records import Allocation, Criterion, ParamValue, Plan, Strategy, Structure
+from autocompress.space.allocation import AllocationKnob, allocation_knob
 from autocompress.space.bits import BitsKnob, BitsUnit, bits_knob
 from autocompress.space.choices import GroupChoice, group_choices
 from autocompress.space.codebooks import CodebookKnob, codebook_knob
@@ -34,15 +35,17 @@ MAX_SEEDS = 16
 class Space:
     """What may be searched in one network; made by `resolve`.
 
-    It is made of knobs, one for each kind of choice, which are turned in order: blocks, the groups' channels and masks,
-    ranks, codebooks, bits, then the settings of training. Each knob's class documents its parameters. A parameter with
-    one choice is neither suggested nor needed, nor is one that has no effect after those before it.
+    It is made of knobs, one for each kind of choice, which are turned in order: blocks, the allocation, the groups'
+    channels and masks, ranks, codebooks, bits, then the settings of training. Each knob's class documents its
+    parameters. A parameter with one choice is neither suggested nor needed, nor is one that has no effect after those
+    before it.
 
     Attributes:
         config: the space's file.
         structure: the network.
         round_to: the target's multiple for channel counts and ranks.
         depth: blocks that may be left out.
+        allocation: widths of all groups by one share.
         pruning: global width, channels and masks of groups.
         ranks: factorized layers.
         codebooks: weights that share values.
@@ -54,6 +57,7 @@ class Space:
     structure: Structure
     round_to: int
     depth: DepthKnob
+    allocation: AllocationKnob
     pruning: GroupKnob
     ranks: RankKnob
     codebooks: CodebookKnob
@@ -63,7 +67,8 @@ class Space:
     @property
     def knobs(self) -> tuple[Knob, ...]:
         """In the order in which they are turned."""
-        return (self.depth, self.pruning, self.ranks, self.codebooks, self.quantization, *self.settings)
+        kinds = (self.depth, self.allocation, self.pruning, self.ranks, self.codebooks, self.quantization)
+        return (*kinds, *self.settings)
 
     @property
     def groups(self) -> tuple[GroupChoice, ...]:
@@ -180,7 +185,7 @@ class Space:
     def _uniforms(self, bits: int) -> list[tuple[str, Params]]:
         found = []
         for asked in SEED_SPARSITIES:
-            sparsity = self.pruning.typical(asked)
+            sparsity = self.allocation.typical(asked) if self.allocation.rows else self.pruning.typical(asked)
             found.append((f"uniform-{sparsity:.2f}-{bits}bit", self.uniform(sparsity=sparsity, bits=bits)))
         return found
 
@@ -198,7 +203,14 @@ class Space:
         return Draft(self.structure, self.round_to)
 
 
-def resolve(config: SpaceConfig, structure: Structure, *, round_to: int, bits: tuple[int, ...]) -> Space:
+def resolve(
+    config: SpaceConfig,
+    structure: Structure,
+    *,
+    round_to: int,
+    bits: tuple[int, ...],
+    allocations: Sequence[Allocation] = (),
+) -> Space:
     """Lay a space over a network.
 
     Args:
@@ -206,6 +218,8 @@ def resolve(config: SpaceConfig, structure: Structure, *, round_to: int, bits: t
         structure: what was found in the network.
         round_to: multiple that the target's channel counts are rounded to, >= 1.
         bits: bit widths that the target supports.
+        allocations: what the shares of the space's `allocation` give in this network; weights tell, so that whoever
+            has the network computes them. A share without one is left out.
 
     Raises:
         ConfigError: nothing can be searched, a bit width that the target lacks, a pattern that matches nothing, or a
@@ -219,19 +233,20 @@ def resolve(config: SpaceConfig, structure: Structure, *, round_to: int, bits: t
     widths = grid_of(width.low, width.high, width.step) if width is not None and groups else ()
     pruning = GroupKnob(width if groups else None, widths, groups)
     depth = depth_knob(config, structure)
+    allocation = allocation_knob(config, structure, allocations)
     ranks = rank_knob(config, structure)
     codebooks = codebook_knob(config, structure)
     quantization = bits_knob(config, structure, bits)
     possible = Possible(
         drops=bool(depth.droppable),
-        cuts=bool(widths) or any("structured" in choice.strategy for choice in groups),
+        cuts=bool(widths or allocation.rows) or any("structured" in choice.strategy for choice in groups),
         ranks=bool(ranks.units),
         masks=any("unstructured" in choice.strategy for choice in groups),
         codebooks=bool(codebooks.units),
         integers=any(b < 16 for unit in quantization.units for b in unit.choices),
     )
     settings = setting_knobs(config, possible)
-    space = Space(config, structure, round_to, depth, pruning, ranks, codebooks, quantization, settings)
+    space = Space(config, structure, round_to, depth, allocation, pruning, ranks, codebooks, quantization, settings)
     if space.size() == 0:
         raise ConfigError(
             "space: expected at least two configurations for this network, got one; it has "

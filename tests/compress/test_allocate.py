@@ -10,9 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autocompress.compress.allocate import allocate_cuts, allocate_masks, erk_zeros, lowest, lowest_everywhere, topology
+from autocompress.compress.allocate import allocate_cuts, allocate_masks, erk_zeros, lowest_everywhere
 from autocompress.compress.criteria import weight_scores
 from autocompress.compress.knapsack import allocate_from_sensitivity, choose_levels
+from autocompress.compress.ranking import lowest, rank_units, topology
 from autocompress.compress.sensitivity import BlockSensitivity, GroupSensitivity, LayerSensitivity
 from autocompress.compress.statistics import Statistics
 from autocompress.errors import CompressionError, InfeasibleError
@@ -119,8 +120,18 @@ def test_a_group_gives_at_most_max_sparsity_and_the_others_take_over() -> None:
     assert found == {"stem": 4, "a1": 4, "a2": 8}
     with pytest.raises(InfeasibleError, match=r"at most 0\.2500, .* round_to 8 and max_sparsity 0\.9, got 0\.5"):
         cuts(round_to=8)
-    # Classes of narrow groups give what they can.
+    # Classes of narrow groups give what they can: 8 of 32 units in all.
     assert cuts(scope="isomorphic", round_to=8) == {"a2": 8}
+
+
+def test_one_ranking_answers_for_every_share() -> None:
+    module, structure = residual()
+    ranking = rank_units(module, structure, NONE, example=EXAMPLE, criterion="magnitude", seed=0)
+    for scope, sparsity in itertools.product(("uniform", "global", "isomorphic"), (0.0, 0.3, 0.6)):
+        keeps = ranking.keeps(sparsity=sparsity, scope=scope, round_to=1)  # type: ignore[arg-type]
+        assert list(keeps) == ["stem", "a1", "a2"]
+        cut = {name: keep for name, keep in keeps.items() if keep < ranking.widths[name]}
+        assert cut == cuts(scope=scope, sparsity=sparsity)
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global", "isomorphic"])

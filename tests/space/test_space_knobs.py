@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import (
+    Allocation,
     Block,
     BlockDrop,
     ChannelCut,
@@ -34,8 +35,10 @@ from autocompress.records import (
     Use,
     WeightMask,
 )
+from autocompress.space.allocation import requests
 from autocompress.space.config import SpaceConfig, load_space, packaged_spaces
 from autocompress.space.draft import effective
+from autocompress.space.grid import exact, keep_of
 from autocompress.space.space import MAX_SEEDS, Space, resolve
 
 BITS = (32, 16, 8, 7, 6, 5, 4, 3, 2)
@@ -146,6 +149,14 @@ def spaces(draw: st.DrawFn) -> Space:
     }
     if draw(st.booleans()):
         data["width"] = shares(draw, whole=True)
+    elif draw(st.booleans()):
+        data["groups"]["strategy"] = draw(subset(["unstructured", "none"]))
+        data["allocation"] = {
+            "scope": draw(subset(["uniform", "global", "isomorphic"])),
+            "criterion": draw(subset(["magnitude", "taylor", "random"])),
+            "reduction": draw(st.sampled_from(["mean", "sum", "max"])),
+            "sparsity": shares(draw, whole=False),
+        }
     for key in draw(st.sets(st.sampled_from(["blocks", "schedule", "distillation", "quantizer", "order"]))):
         del data[key]
     for key in draw(st.sets(st.sampled_from(["bits", "rank", "codebook"]))):
@@ -157,11 +168,19 @@ def spaces(draw: st.DrawFn) -> Space:
 
 def resolve_or_simpler(data: dict[str, Any], structure: Structure, round_to: int) -> Space:
     try:
-        return resolve(SpaceConfig.model_validate(data), structure, round_to=round_to, bits=BITS)
+        return laid_over(data, structure, round_to)
     except ConfigError:  # a rank that is always whole, for example
         data["layers"].pop("rank", None)
         data["layers"]["bits"] = {"choices": [32, 8, 4]}
-        return resolve(SpaceConfig.model_validate(data), structure, round_to=round_to, bits=BITS)
+        return laid_over(data, structure, round_to)
+
+
+def laid_over(data: dict[str, Any], structure: Structure, round_to: int) -> Space:
+    config = SpaceConfig.model_validate(data)
+    allocations = tables(config, structure, round_to=round_to, most=0.5)
+    if config.allocation and not allocations:
+        allocations = tables(config, structure, round_to=round_to)
+    return resolve(config, structure, round_to=round_to, bits=BITS, allocations=allocations)
 
 
 SLOW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -182,7 +201,7 @@ def test_plan_survives_the_way_to_parameters_and_back(space: Space, seed: int) -
 def test_shares_off_the_grid_come_back_too(space: Space, seed: int, share: float) -> None:
     # Another share may give other parameters an effect: they are as in the dense network then.
     params = space.dense() | space.suggest(Draws(seed))
-    params |= {key: share for key in params if key.startswith(("sparsity/", "rank"))}
+    params |= {key: share for key in params if key.startswith(("sparsity/", "rank", "allocation/"))}
     plan = space.plan(params)
     assert space.plan(space.params(plan)) == plan
 
@@ -236,6 +255,31 @@ def test_seeds_are_few_distinct_and_valid(space: Space) -> None:
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------
+
+
+def tables(config: SpaceConfig, structure: Structure, *, round_to: int, most: float = 1.0) -> list[Allocation]:
+    """Every group gives the share, a little more or less by its place and the kind; none above `most` by global."""
+    found: list[Allocation] = []
+    if config.allocation is None:
+        return found
+    for scope, criterion, sparsity in requests(config.allocation):
+        tilt = (0.2 if scope == "global" else 0.1) * (1 if criterion == "magnitude" else -1)
+        keeps = []
+        for i, group in enumerate(structure.groups):
+            share = min(max(1.0 - sparsity * (1 + (-1) ** i * tilt), 0.0), 1.0)
+            keeps.append((group.name, keep_of(group.width, exact(share), group.multiple(round_to))))
+        if scope != "global" or sparsity <= most:
+            found.append(
+                Allocation(
+                    scope=scope,
+                    criterion=criterion,
+                    reduction=config.allocation.reduction,
+                    sparsity=sparsity,
+                    keeps=tuple(keeps),
+                )
+            )
+    return found
+
 
 NETWORK = residual(32, [16, 16, 16], 3, norms=True)
 MLP = residual(64, [128, 128], 0, norms=False)
@@ -537,7 +581,8 @@ def test_plan_of_another_space_has_no_parameters(plan: Plan, message: str) -> No
 @pytest.mark.parametrize("name", packaged_spaces())
 def test_packaged_spaces_fit_and_optuna_takes_their_points(name: str) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = resolve(load_space(name), MLP, round_to=8, bits=(32, 8))
+    config = load_space(name)
+    space = resolve(config, MLP, round_to=8, bits=(32, 8), allocations=tables(config, MLP, round_to=8))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _, params in space.seeds():
         study.enqueue_trial(params)
