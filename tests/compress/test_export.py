@@ -356,6 +356,7 @@ def test_recurrent_layers_are_one_node_per_layer_and_nothing_else(kind: type[nn.
     np.testing.assert_allclose(got, module(ids).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_matrices_of_a_large_recurrent_layer_are_constants() -> None:
     # Beyond the sizes up to which torch's exporter folds constants by itself.
     torch.manual_seed(0)

@@ -236,7 +236,7 @@ def test_calibrators_see_every_batch(model: bytes) -> None:
     }
     assert found["minmax"] == (-3.0, 40.0)
     assert found["percentile"][0] == pytest.approx(-3.0, abs=0.1)
-    assert found["entropy"][1] < 10.0
+    assert 10.0 <= found["entropy"][1] < 20.0  # a quarter of the whole range is the smallest that is tried
     calm = inputs.clamp(-3, 3)
     for name in ("minmax", "percentile", "entropy"):
         low, high = ranges(proto, ["relu"], calm, name)["relu"]  # type: ignore[arg-type]
