@@ -45,14 +45,18 @@ class Goal:
         depth: of the ResNet.
         speedup: dense multiply-adds over those that are left.
         accuracy: wanted on the test split.
+        baselines: arms beside the chosen one, of those in `BASELINES`.
     """
 
     depth: int
     speedup: float
     accuracy: float
+    baselines: tuple[str, ...]
 
 
-GOALS = (Goal(20, 1.4, 0.909), Goal(56, 2.6, 0.936))
+#: Two cores have no time for every arm of the deeper network.
+BASELINES = ("uniform magnitude", "uniform random", "the chosen shape from scratch")
+GOALS = (Goal(20, 1.4, 0.909, BASELINES), Goal(56, 2.6, 0.936, BASELINES[:1]))
 #: (scope, criterion) that the validation split chooses from.
 CANDIDATES = (("global", "taylor"), ("isomorphic", "taylor"), ("isomorphic", "magnitude"), ("uniform", "taylor"))
 
@@ -126,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.npz")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the two safetensors files")
-    parser.add_argument("--epochs", type=float, nargs=2, default=(10.0, 6.0), help="of recovery: ResNet-20, ResNet-56")
+    parser.add_argument("--epochs", type=float, nargs=2, default=(4.0, 1.5), help="of recovery: ResNet-20, ResNet-56")
     parser.add_argument("--choose-epochs", type=float, default=0.3, help="of recovery while the criterion is chosen")
     parser.add_argument("--learning-rate", type=float, default=0.05, help="peak of the recovery")
     parser.add_argument("--threads", type=int, default=1)
@@ -171,12 +175,13 @@ def section(options: argparse.Namespace, kept: Kept, goal: Goal, epochs: float) 
     scope, criterion = max(found, key=lambda key: found[key])
     say(f"{name}: chosen by validation: {scope} {criterion}")
     chosen, _ = cuts_for(subject, goal.speedup, scope, criterion)
-    arms = {
-        f"chosen: {scope} {criterion}": Plan(cuts=chosen),
-        "uniform magnitude": Plan(cuts=cuts_for(subject, goal.speedup, "uniform", "magnitude")[0]),
-        "uniform random": Plan(cuts=cuts_for(subject, goal.speedup, "uniform", "random")[0]),
-        "the chosen shape from scratch": Plan(cuts=chosen, schedule=FromScratch(), distillation=NoDistillation()),
-    }
+    arms = {f"chosen: {scope} {criterion}": Plan(cuts=chosen)}
+    for baseline in goal.baselines:
+        if baseline == "the chosen shape from scratch":
+            arms[baseline] = Plan(cuts=chosen, schedule=FromScratch(), distillation=NoDistillation())
+        else:
+            uniform, _ = cuts_for(subject, goal.speedup, "uniform", baseline.removeprefix("uniform "))
+            arms[baseline] = Plan(cuts=uniform)
     rows = [["dense, published weights", f"{dense['macs'] / 1e6:.1f}", "1.00", f"{100 * dense['test']:.2f}", ""]]
     for arm, plan in arms.items():
         result = kept.get(f"{name} {arm}, {epochs:g} epochs", lambda p=plan: run(subject, p, epochs, "test"))
