@@ -33,7 +33,7 @@ from autocompress.compress.train import Guard, Hook, Trainer, recalibrate_bn
 from autocompress.compress.verification import verify
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs
-from autocompress.records import Artifact, Gradual, Iterative, Plan, Structure
+from autocompress.records import Adaptive, Artifact, Gradual, Iterative, Plan, Structure
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch, fixed_randomness, plain, size
 
@@ -236,7 +236,7 @@ class _Run:
     def _second_half(self) -> Plan:
         """The plan as training sees it after the cut: masks that were there before it grow no more by degrees."""
         plan = self.plan
-        if plan.order == "mask-cut" and plan.cuts and isinstance(plan.schedule, Gradual):
+        if plan.order == "mask-cut" and plan.cuts and isinstance(plan.schedule, Gradual | Adaptive):
             return plan.model_copy(update={"schedule": type(plan).model_fields["schedule"].default})
         return plan
 
@@ -255,14 +255,17 @@ class _Run:
         if not (plan.codebooks or aware):
             return module, {}
         with _timed(self.seconds, "compress"), self.guard():
-            module = fold_batch_norm(module, self.example)
+            folded = fold_batch_norm(module, self.example)
+        peak = None if folded is module else self.trainer.folded_peak
+        module = folded
         hooks: list[Hook] = [FixedMasks(masks)] if masks else []
         grids: dict[str, Grid] = {}
         if plan.codebooks:
             with _timed(self.seconds, "recover"):
                 books = fit_codebooks(module, plan.codebooks, seed=derive_seed(self.seed, "codebooks", plan.key))
                 hooks.append(books.hook())
-                module = self.trainer.train(module, key="codebooks", share=self.share("codebooks"), hooks=hooks)
+                share = self.share("codebooks")
+                module = self.trainer.train(module, key="codebooks", share=share, hooks=hooks, peak=peak)
         if aware:
             with _timed(self.seconds, "recover"):
                 module, grids = train_quantized(
@@ -335,14 +338,16 @@ def check_names(plan: Plan, structure: Structure) -> None:
 
 
 def check_finite(module: nn.Module) -> None:
-    """Refuse a network with a weight or buffer that is NaN or infinite.
+    """Refuse a network with a weight or buffer that is NaN or infinite; a buffer may hold -inf, as attention masks do.
 
     Raises:
         CompressionError: naming it, and how many of its values are not finite.
     """
+    buffers = {name for name, _ in module.named_buffers()}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        good = torch.isfinite(tensor) | ((tensor == -torch.inf) if name in buffers else False)
+        if not bool(good.all()):
+            bad = int((~good).sum())
             raise CompressionError(
                 f"{name}: expected finite weights, got NaN or infinity in {bad} of {tensor.numel()}; "
                 "train the dense model again, at a lower learning rate, before it is compressed"

