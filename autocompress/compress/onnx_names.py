@@ -62,7 +62,7 @@ def name_layers(graph: GraphProto, module: nn.Module) -> None:
     layers = {name for name, part in module.named_modules() if name and _has_weight(part)}
     recurrent = {name for name, part in module.named_modules() if isinstance(part, nn.RNNBase)}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
-    parameters = _matrices(module)
+    parameters, known = _matrices(module), {name for name, _ in module.named_parameters()}
     seen: dict[str, int] = {}
     calls: dict[str, int] = {}
     for index, node in enumerate(graph.node):
@@ -87,7 +87,7 @@ def name_layers(graph: GraphProto, module: nn.Module) -> None:
             layer = _without_weight(weight)
         if layer is None:
             continue
-        if not weight.endswith("weight"):
+        if weight not in known:
             _rename(graph, initializers, weight, f"{layer}.weight")
         _take(node, layer, seen)
 
@@ -127,6 +127,7 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 def _without_weight(parameter: str) -> str:
+    """``"fc"`` of ``"fc.weight"``; a matrix of a recurrent cell, ``"cell.weight_ih"``, is a layer of its own."""
     return parameter.removesuffix("weight").rstrip("._")
 
 
@@ -134,7 +135,7 @@ def _matrices(module: nn.Module) -> dict[tuple[tuple[int, ...], bytes], list[str
     """Names of the matrices by their values, as torch keeps them and transposed."""
     found: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.ndim == 2 and name.endswith("weight"):
+        if parameter.ndim == 2 and "weight" in name.rpartition(".")[2]:
             values = parameter.detach().cpu().numpy()
             for key in {_key(values), _key(values.T)}:
                 found.setdefault(key, []).append(_without_weight(name))

@@ -84,8 +84,8 @@ def train_quantized(
     a grid, stop. With `quantizer.ranges` ``"learnt"`` the steps of both are trained as well; with ``"calibrated"`` they
     are found once, before training. Layers that read the same tensor share its grid. Zero points stay as calibrated, so
     that a grid that begins at zero (behind a ReLU) still does. Weights of layers with `weights_only` follow the blocks
-    of the runtime's packed product. 16-bit weights, weights that several layers share, and layers that are never called
-    as modules are left to quantization after training.
+    of the runtime's packed product. 16-bit weights, weights that several layers share, matrices of
+    single recurrent cells, and layers that are never called as modules are left to quantization after training.
 
     Args:
         module: its batch normalization folded (`fold_batch_norm`): the weights that are trained are those that ship.
@@ -143,18 +143,22 @@ def _targets(module: nn.Module, bits: Sequence[LayerBits]) -> list[_Target]:
             parts = [asked.model_copy(update={"layer": f"{asked.layer}.{index}"}) for index in range(count)]
         for entry in parts:
             target = _target(module, entry, names)
+            if target is None:
+                continue
             weight = module.get_submodule(target.owner)._parameters[target.parameter]
             if entry.bits < 16 and owners[id(weight)] == 1:
                 found.append(target)
     return found
 
 
-def _target(module: nn.Module, entry: LayerBits, names: set[str]) -> _Target:
+def _target(module: nn.Module, entry: LayerBits, names: set[str]) -> _Target | None:
     if entry.layer not in names:
         owner, _, parameter = entry.layer.rpartition(".")
         part = module.get_submodule(owner) if owner in names else None
         if isinstance(part, nn.RNNBase) and parameter in dict(part.named_parameters()):
             return _Target(entry, owner, parameter, 0, reads=False)
+        if isinstance(part, nn.RNNCellBase) and parameter in dict(part.named_parameters()):
+            return None
         raise InfeasibleError(f"plan.bits: expected a layer of the network, got {entry.layer!r}")
     layer = module.get_submodule(entry.layer)
     if isinstance(layer, nn.Embedding):

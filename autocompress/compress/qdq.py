@@ -60,6 +60,7 @@ class _Writer:
         self.made: dict[tuple[str, Pair], str] = {}
         self.raw: dict[str, str] = {}
         self.input_scales: dict[str, float] = {}
+        self.written: list[tuple[str, int, np.ndarray, np.ndarray, str]] = []
 
     def write(self) -> None:
         self._remove_clamps()
@@ -195,24 +196,38 @@ class _Writer:
         integers = to_integers(weight, scale, bits)
         if layer in self.grids:
             _check_on_grid(layer, weight, integers, scale)
-        stem = f"{layer}.weight"
-        if nodes[0].op_type == "ConvTranspose":
-            shape = [-1 if at == axis else 1 for at in range(weight.ndim)]
-            stored = np.ascontiguousarray(np.moveaxis(integers, 0, axis))
-            restored = store_integers(self.graph, stem, stored, scale.reshape(shape))
-            for node in nodes:
-                node.input[1] = restored
-            return
-        names = [f"{stem}_quantized", f"{stem}_scale", f"{stem}_zero_point"]
-        self._add(names[0], np.ascontiguousarray(np.moveaxis(integers, 0, axis)))
-        self._add(names[1], scale)
-        self._add(names[2], np.zeros(scale.shape, dtype=np.int8))
-        self._dequantize(names, f"{stem}_dequantized", stem, axis)
-        for node in nodes:
-            bias = self._bias(node)
-            node.input[1] = f"{stem}_dequantized"
+        stem, source = f"{layer}.weight", nodes[0].input[1]
+        biases = [self._bias(node) for node in nodes]
+        restored = next(
+            (
+                output
+                for constant, at, values, scales, output in self.written
+                if (constant, at) == (source, axis)
+                and np.array_equal(values, integers)
+                and np.array_equal(scales, scale)
+            ),
+            None,
+        )
+        if restored is None:
+            restored = self._store(nodes[0], stem, integers, scale)
+            self.written.append((source, axis, integers, scale, restored))
+        for node, bias in zip(nodes, biases, strict=True):
+            node.input[1] = restored
             if bias is not None:
                 self._quantize_bias(node, bias, scale)
+
+    def _store(self, node: NodeProto, stem: str, integers: np.ndarray, scale: np.ndarray) -> str:
+        """Add the integers and what makes floats of them; the name of these floats."""
+        axis = channel_axis(node)
+        stored = np.ascontiguousarray(np.moveaxis(integers, 0, axis))
+        if node.op_type == "ConvTranspose":
+            shape = [-1 if at == axis else 1 for at in range(integers.ndim)]
+            return store_integers(self.graph, stem, stored, scale.reshape(shape))
+        names = [f"{stem}_quantized", f"{stem}_scale", f"{stem}_zero_point"]
+        for name, values in zip(names, (stored, scale, np.zeros(scale.shape, dtype=np.int8)), strict=True):
+            self._add(name, values)
+        self._dequantize(names, f"{stem}_dequantized", stem, axis)
+        return f"{stem}_dequantized"
 
     def _weight_scale(self, layer: str, weight: np.ndarray, bits: int, nodes: Sequence[NodeProto]) -> np.ndarray:
         """Scale per output channel: the layer's grid, or one made now, wide enough for the bias in every node."""

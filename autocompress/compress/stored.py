@@ -160,7 +160,9 @@ def parameters(graph: GraphProto, reader: Reader) -> int:
             tensor, through = found
             table = node.op_type == "Gather" and position == 0 and tensor.data_type in _EIGHT
             if tensor.dims and (through is not None or table or _is_float(tensor)):
-                counted[tensor.name] = prod(tensor.dims)
+                # The bias of a layer that runs twice is stored for each of its input's grids, but is one bias.
+                bias = through is not None and position == 2
+                counted[f"{layer_of(node.name)}/bias" if bias else tensor.name] = prod(tensor.dims)
     return sum(counted.values())
 
 

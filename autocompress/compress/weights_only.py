@@ -133,7 +133,8 @@ def quantize_embeddings(graph: GraphProto, bits: Mapping[str, int], scales: Mapp
             graph.initializer.append(numpy_helper.from_array(integers, names[0]))
             graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), names[1]))
         output = node.output[0]
-        row, cast = f"{output}_quantized", f"{output}_cast"
+        # Not `_quantized`: that is the name of the pair behind `output` where an integer layer reads it.
+        row, cast = f"{output}_row", f"{output}_cast"
         node.input[0], node.output[0] = names[0], row
         # No DequantizeLinear: the runtime would look for integer kernels around it, with one scale per tensor.
         restore = onnx.helper.make_node("Mul", [cast, names[1]], [output], f"{node.name}/restore")

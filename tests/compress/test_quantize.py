@@ -323,6 +323,15 @@ def text() -> tuple[bytes, Tensor]:
     return export_onnx(Text().eval(), ids).model, ids
 
 
+def test_a_table_read_by_an_integer_layer() -> None:
+    net = nn.Sequential(nn.Embedding(13, 16), nn.Linear(16, 4)).eval()
+    ids = torch.randint(0, 13, (32, 7), generator=torch.Generator().manual_seed(0))
+    file = quantize(export_onnx(net, ids).model, [LayerBits(layer=n, bits=8) for n in ("0", "1")], Quantizer(), ids)
+    assert {x.name: (x.bits, x.compute) for x in describe(file).layers} == {"0": (8, "weights"), "1": (8, "integer")}
+    (got,) = runtime_session(file).run(None, {"input": ids.numpy()})
+    np.testing.assert_allclose(got, net(ids).detach().numpy(), atol=0.05)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_only(text: tuple[bytes, Tensor], bits: int, tmp_path: Path) -> None:
     # 48 inputs: blocks of 16; 50 inputs: a last block that is not full; the last layer is a Gemm with a bias.
@@ -388,6 +397,37 @@ def test_all_kinds_at_once(text: tuple[bytes, Tensor]) -> None:
     ]
     quantized = quantize(exported, request, Quantizer(), ids)
     assert {x.name: x.bits for x in describe(quantized).layers if x.bits < 32} == {e.layer: e.bits for e in request}
+
+
+class Loop(nn.Module):
+    """A table whose rows an integer layer reads, a cell that runs step by step, one weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6)
+        self.cell = nn.GRUCell(6, 6)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.first(self.table(ids)).relu()
+        state = rows[:, 0]
+        for step in range(1, 4):
+            state = self.cell(rows[:, step], state)
+        return self.second(state)
+
+
+def test_tied_reused_and_looked_up_weights_together() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 9, (24, 4))
+    exported = export_onnx(Loop().eval(), ids).model
+    names = ["cell.weight_hh", "cell.weight_ih", "first", "second", "table"]
+    assert sorted(layer.name for layer in describe(exported).layers) == names
+    quantized = eight(exported, names, ids)
+    assert {layer.name: layer.bits for layer in describe(quantized).layers} == dict.fromkeys(names, 8)
+    assert describe(quantized).parameters == describe(exported).parameters
+    want = outputs(exported, ids)
+    np.testing.assert_allclose(outputs(quantized, ids), want, atol=0.05 * float(np.abs(want).max()))
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------
