@@ -12,13 +12,15 @@ from autocompress.inputs import Inputs, apply, call, named
 
 
 def run(module: nn.Module, inputs: Inputs) -> Any:
-    """Whatever `module` returns for `inputs`, floats as float32; images run in bfloat16 where that is hardware.
+    """Whatever `module` returns for `inputs`, floats as float32.
+
+    Networks of images and transformers run in bfloat16 where the processor computes with it; recurrent ones do not.
 
     Args:
         module: on the CPU.
         inputs: one batch; integers stay integers.
     """
-    if not _has_images(inputs) or not _has_bfloat16():
+    if not (_has_bfloat16() and (_has_images(inputs) or _is_transformer(module))):
         return call(module, as_fast(inputs))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         returned = call(module, as_fast(inputs))
@@ -50,8 +52,13 @@ def _has_images(inputs: Inputs) -> bool:
     return any(tensor.ndim == 4 and tensor.is_floating_point() for tensor in named(inputs).values())
 
 
+def _is_transformer(module: nn.Module) -> bool:
+    kinds = {type(part) for part in module.modules()}
+    return nn.LayerNorm in kinds and not any(issubclass(kind, nn.RNNBase) for kind in kinds)
+
+
 def _has_bfloat16() -> bool:
     # Emulated bfloat16 is slower than float32. Measured with it in hardware, one thread, images per second of training
     # in float32 / channels last / both: 150 / 177 / 326 at widths 32-64-128, 484 / 566 / 913 at 16-32-64, 961 / 1253 /
-    # 1510 at 8-16-32.
+    # 1510 at 8-16-32. A step of MiniLM on 32 sequences of 32 tokens: 0.99 s in float32, 0.52 s in bfloat16.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

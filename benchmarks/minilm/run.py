@@ -65,11 +65,9 @@ def wishes(epochs: float) -> dict[str, Wish]:
     return {
         "dense, fp32": Wish(0, 12, 1536, 32, 32, 0.0),
         "int8": Wish(0, 12, 1536, 8, 8, 0.0),
-        "4 layers, half, int8": Wish(2, 6, 768, 8, 8, epochs),
         "5 layers, 3/4, int8": Wish(1, 9, 1152, 8, 8, epochs),
         "4 layers, int8": Wish(2, 12, 1536, 8, 8, epochs),
-        "3 layers, half, int8, 4-bit embeddings": Wish(3, 6, 768, 8, 4, epochs),
-        "2 layers, half, int8, 4-bit embeddings": Wish(4, 6, 768, 8, 4, epochs),
+        "4 layers, half, int8": Wish(2, 6, 768, 8, 8, epochs),
     }
 
 
