@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.compress.activations import output_axis
+from autocompress.compress.grids import from_integers, to_integers, weight_scales
 from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
@@ -159,8 +161,7 @@ def measure_sensitivity(
         round_to: the target's multiple of channels. Levels that are the same width after rounding (to the nearest, of
             two the larger) are measured once; a group too narrow to be cut is left out.
         levels: shares of a group's units to keep, in (0, 1).
-        bits: also round each layer's weights to these; symmetric, per output channel, 2^bits - 1 values from the
-            largest weight; 16 is half precision.
+        bits: also round each layer's weights to these, see `round_weights`; 16 is half precision.
         blocks: also leave out each block.
         criterion: which units go.
         examples: how many validation examples, at most, the first ones.
@@ -246,9 +247,9 @@ def group_sensitivity(
 
 
 def round_weights(weight: Tensor, bits: int, axis: int) -> Tensor:
-    r"""Weights on a symmetric grid per output channel, :math:`s \, \mathrm{round}(w / s)`.
+    r"""Weights on the grid that quantization after training writes: :math:`s \, \mathrm{round}(w / s)`.
 
-    The step is :math:`s = \max |w| / (2^{bits - 1} - 1)` over the channel.
+    The step s of each output channel is that of `autocompress.compress.grids.weight_scales`.
 
     Args:
         weight: any shape.
@@ -260,9 +261,9 @@ def round_weights(weight: Tensor, bits: int, axis: int) -> Tensor:
     """
     if bits == 16:
         return weight.half().to(weight.dtype)
-    others = [i for i in range(weight.ndim) if i != axis]
-    scale = weight.abs().amax(dim=others, keepdim=True) / (2 ** (bits - 1) - 1)
-    return torch.where(scale > 0, (weight / scale).round() * scale, 0.0)
+    rows = np.ascontiguousarray(weight.detach().movedim(axis, 0).float().numpy())
+    scale = weight_scales(rows, bits)
+    return torch.from_numpy(from_integers(to_integers(rows, scale, bits), scale)).movedim(0, axis).to(weight.dtype)
 
 
 def divergence(dense: Tensor, other: Tensor, targets: Tensor) -> float | None:

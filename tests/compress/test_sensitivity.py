@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, drop_blocks
+from autocompress.compress.quantize import quantize
 from autocompress.compress.sensitivity import divergence, group_sensitivity, measure_sensitivity, round_weights
 from autocompress.compress.state import module_digest
 from autocompress.compress.statistics import Statistics
@@ -19,7 +23,7 @@ from autocompress.compress.structure import find_structure
 from autocompress.compress.train import recalibrate_bn
 from autocompress.errors import CompressionError
 from autocompress.models.resnet import resnet_cifar
-from autocompress.records import BlockDrop, ChannelCut, Structure
+from autocompress.records import BlockDrop, ChannelCut, LayerBits, Quantizer, Structure
 from autocompress.task import Task
 
 NONE = Statistics({})
@@ -148,15 +152,25 @@ def test_arguments_out_of_range_and_a_broken_dense_model_are_refused_by_key(netw
         measure_sensitivity(task, broken, structure, NONE, **ask)
 
 
-def test_rounding_is_symmetric_per_output_channel() -> None:
-    weight = torch.tensor([[0.7, -0.32, 0.0], [0.0, 0.0, 0.0], [10.0, 3.0, -7.0]])
-    assert round_weights(weight, 4, 0).tolist() == [
-        pytest.approx([0.7, -0.3, 0.0]),
-        [0.0, 0.0, 0.0],
-        pytest.approx([10.0, 20 / 7, -50 / 7]),
-    ]
-    assert round_weights(weight, 2, 0)[2].tolist() == [10.0, 0.0, -10.0]
-    assert torch.equal(round_weights(weight.T, 4, 1), round_weights(weight, 4, 0).T)
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_weights_are_rounded_to_the_grid_that_ships(bits: int) -> None:
+    layer = nn.Linear(32, 6, bias=False)
+    with torch.no_grad():
+        layer.weight[1] = 0.0
+        layer.weight[2, 0] = 9.0
+    x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    asked = [LayerBits(layer="0", bits=bits)]
+    file = quantize(export_onnx(nn.Sequential(layer).eval(), x).model, asked, Quantizer(), x)
+    stored = {t.name: numpy_helper.to_array(t).copy() for t in onnx.load_model_from_string(file).graph.initializer}
+    shipped = torch.from_numpy(stored["0.weight_quantized"]).float()
+    shipped = (shipped if shipped.shape == (6, 32) else shipped.T) * torch.from_numpy(stored["0.weight_scale"])[:, None]
+    rounded = round_weights(layer.weight, bits, 0)
+    assert torch.equal(rounded, shipped)
+    assert torch.equal(round_weights(layer.weight.T, bits, 1), rounded.T)
+
+
+def test_sixteen_bits_are_half_precision() -> None:
+    weight = torch.tensor([[0.7, -0.32, 0.0], [10.0, 3.0, -7.0]])
     assert torch.equal(round_weights(weight, 16, 0), weight.half().float())
 
 
