@@ -236,7 +236,8 @@ def _sparse(module: nn.Module, work: _Work, schedule: SparseTraining) -> tuple[n
 def _ticket(module: nn.Module, work: _Work, schedule: LotteryTicket) -> tuple[nn.Module, Masks | None]:
     """Every round trains in full: rounds + 1 trainings of the trainer's epochs, each one whole cycle."""
     fresh = redrawn(module, seed=derive_seed(work.seed, "fresh"))
-    early = _Snapshot(round(schedule.rewind * work.trainer.steps()))
+    steps = work.trainer.steps()
+    early = _Snapshot(min(round(schedule.rewind * steps), max(0, steps - 1)))
     trained, masks = work.fixed(fresh, None, key="round 0", peak=work.base_rate, watchers=[early])
     for number in range(1, schedule.rounds + 1):
         masks = work.masks_of(trained, number / schedule.rounds, _own_statistics(trained, work))
@@ -256,7 +257,7 @@ class _Snapshot:
         self._state: dict[str, Tensor] = {}
 
     def of(self, module: nn.Module) -> nn.Module:
-        """A copy of `module` with the weights that were kept; with its own if there was no such step."""
+        """A copy of `module` with the weights that were kept; with its own if there was no step."""
         result = copy.deepcopy(module)
         if self._state:
             result.load_state_dict(self._state, strict=True)

@@ -369,12 +369,15 @@ def test_a_ticket_goes_back_to_where_it_came_from(monkeypatch: pytest.MonkeyPatc
     masks.check(result)
 
 
-def test_a_rewound_ticket_starts_at_an_early_step_of_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rewind", "step"), [(0.5, 6), (0.99, 11)])
+def test_a_rewound_ticket_starts_at_an_early_step_of_the_first_training(
+    rewind: float, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = starts(monkeypatch)
-    run(LotteryTicket(rounds=2, rewind=0.5), ELEMENTS)
+    run(LotteryTicket(rounds=2, rewind=rewind), ELEMENTS)
     digests = [module_digest(module) for *_, module in found]
     assert digests[1] == digests[2] != digests[0]
-    # Twelve steps: the weights before the seventh, which a training with a look at them shows.
+    # Twelve steps: the weights before that one, which a training with a look at them shows.
     seen: dict[int, str] = {}
 
     class Look:
@@ -388,7 +391,7 @@ def test_a_rewound_ticket_starts_at_an_early_step_of_the_first_training(monkeypa
         def finish(self, module: nn.Module) -> None: ...
 
     trainer().train(found[0][2], key="round 0", peak=0.1, hooks=[Look()])
-    assert digests[1] == seen[6]
+    assert digests[1] == seen[step]
 
 
 def test_the_control_of_a_ticket_starts_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
