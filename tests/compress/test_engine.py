@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from autocompress.compress import engine
 from autocompress.compress.artifact import describe
-from autocompress.compress.engine import build, calibration_inputs
+from autocompress.compress.engine import build, calibration_inputs, check_finite
 from autocompress.compress.export import export_onnx, runtime_session
 from autocompress.compress.pack import unpack
+from autocompress.compress.schedules import recover
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
 from autocompress.errors import CompressionError, InfeasibleError
@@ -360,6 +363,38 @@ def test_weights_that_are_not_finite_are_refused_by_name(
         broken.inner.weight[3, 2, 1, 0] = float("nan")
     with pytest.raises(CompressionError, match=r"inner.weight: expected finite weights, got NaN or infinity in 1 of"):
         build(task, broken, Plan(), structure, statistics, epochs=0.0, seed=0)
+
+
+def test_a_buffer_may_mask_with_minus_infinity() -> None:
+    module = nn.Linear(2, 2)
+    module.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    module.register_buffer("count", torch.tensor(3))
+    check_finite(module)
+    for bad in (torch.inf, torch.nan):
+        module.register_buffer("mask", torch.full((3, 3), bad).triu(1))
+        with pytest.raises(CompressionError, match="mask: expected finite weights, got NaN or infinity in 3 of 9"):
+            check_finite(module)
+    with torch.no_grad():
+        module.bias[0] = -torch.inf
+    with pytest.raises(CompressionError, match="bias: expected finite weights"):
+        check_finite(module)
+
+
+@pytest.mark.parametrize("schedule", [Gradual(updates=3), Adaptive(updates=3)], ids=lambda s: s.kind)
+def test_masks_chosen_before_a_cut_do_not_grow_again_by_degrees(
+    schedule: object, task: Task, dense: nn.Module, structure: Structure, statistics: Statistics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[str] = []
+
+    def watched(module: nn.Module, plan: Plan, *rest: Any, **named: Any) -> Any:
+        seen.append(plan.schedule.kind)
+        return recover(module, plan, *rest, **named)
+
+    monkeypatch.setattr(engine, "recover", watched)
+    plan = Plan(cuts=(CUT,), masks=MASKS, schedule=schedule, order="mask-cut", distillation=NoDistillation())
+    build(task, dense, plan, structure, statistics, epochs=1.0, seed=0)
+    assert seen == [schedule.kind, "one-shot"]  # type: ignore[attr-defined]
 
 
 def test_a_layer_of_a_block_that_is_left_out_cannot_be_quantized(
