@@ -21,6 +21,7 @@ sources := $(shell find autocompress flows search_spaces -name '*.py' -o -name '
 pip_flags := -qq --disable-pip-version-check
 supported := import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"autocompress needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")
+comma := ,
 step = @printf '\n== %s\n' '$(1)'
 
 .PHONY: help quickstart test lint types imports tests wheel lock clean
@@ -48,9 +49,12 @@ types: $(gate)/.tree ## mypy --strict
 	$(call step,mypy)
 	@cd $(gate)/tree && $(bin)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 
+# One thread each: two workers that each start two would wait for each other.
 tests: $(VENV)/.dev ## pytest: all tiers, doctests and the docs' examples
-	$(call step,pytest)
-	@$(bin)/python -m pytest --durations=10 $(PYTEST_FLAGS)
+	$(call step,pytest on both cores: what needs neither servers nor a quiet machine)
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -m 'not integration and not alone' -n 2 --dist worksteal --durations=15 $(PYTEST_FLAGS)
+	$(call step,pytest one by one: servers$(comma) real time)
+	@$(bin)/python -m pytest -m 'integration or alone' --durations=10 $(PYTEST_FLAGS)
 
 wheel: $(gate)/.tree ## install the wheel and the lock into an empty environment; start it there
 	$(call step,wheel in an empty environment)
