@@ -1,5 +1,8 @@
 """Training that is sparse from its first step to its last: masks move, the number of zeros does not.
 
+RigL lets the weights with the largest gradients grow, among those that were inactive; unlike the paper's, an update
+does not take the place of an optimizer step, and what was just dropped cannot come back at once.
+
 How many zeros each layer has (uniform, ERK) is the plan's say; see `allocate.allocate_masks`.
 
 References:
@@ -33,13 +36,14 @@ def replaced(schedule: SparseTraining, update: int, active: int, inactive: int) 
 
 
 def update_steps(schedule: SparseTraining, steps: int) -> dict[int, int]:
-    """Step -> number of the update that happens in it, spread evenly up to the share `until` of all steps.
+    """Step -> number of the update that happens in it, spread evenly from the share `begin` of all steps to `until`.
 
     With fewer steps than updates, the first of those that fall together happens.
     """
     found: dict[int, int] = {}
     for update in range(schedule.updates):
-        step = round((update + 1) / schedule.updates * schedule.until * steps)
+        share = schedule.begin + (update + 1) / schedule.updates * (schedule.until - schedule.begin)
+        step = round(share * steps)
         found.setdefault(min(step, steps - 1), update)
     return found
 

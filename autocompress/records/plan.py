@@ -206,15 +206,24 @@ class SparseTraining(Record):
         method: ``"static"``: a random mask that stays; ``"set"``: every update drops the smallest weights and grows
             random ones (Mocanu et al., 2018); ``"rigl"``: grows those with the largest gradient (Evci et al., 2020).
         fraction: share of the weights that is replaced at the first update; decays to 0 as a cosine.
+        begin: share of the training steps before which masks stay: while the learning rate still rises, a grown weight
+            stays near 0 and would be the next to go.
         until: share of the training steps after which masks stay.
-        updates: number of updates until then.
+        updates: number of updates in between.
     """
 
     kind: Literal["sparse-training"] = "sparse-training"
     method: Literal["static", "set", "rigl"] = "rigl"
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    begin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     until: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
     updates: Annotated[int, Field(ge=1)] = 40
+
+    @model_validator(mode="after")
+    def _lasts(self) -> SparseTraining:
+        if self.until <= self.begin:
+            raise ValueError(f"until: expected more than begin {self.begin}, got {self.until}")
+        return self
 
 
 class LotteryTicket(Record):

@@ -47,14 +47,25 @@ def test_the_replaced_share_decays_as_a_cosine() -> None:
     assert replaced(schedule, 0, active=1000, inactive=7) == 7
 
 
-@given(updates=st.integers(1, 50), until=st.floats(0.01, 1.0), steps=st.integers(1, 80))
-def test_updates_are_spread_up_to_their_end(updates: int, until: float, steps: int) -> None:
-    found = update_steps(SparseTraining(updates=updates, until=until), steps)
-    assert all(0 <= step <= min(steps - 1, math.ceil(until * steps)) for step in found)
+@given(updates=st.integers(1, 50), begin=st.floats(0.0, 0.9), length=st.floats(0.01, 1.0), steps=st.integers(1, 80))
+def test_updates_are_spread_from_their_begin_to_their_end(
+    updates: int, begin: float, length: float, steps: int
+) -> None:
+    until = min(1.0, begin + length)
+    found = update_steps(SparseTraining(updates=updates, begin=begin, until=until), steps)
+    assert all(
+        min(steps - 1, math.floor(begin * steps)) <= step <= min(steps - 1, math.ceil(until * steps)) for step in found
+    )
     assert list(found.values()) == sorted(found.values())
     assert found[min(found)] == 0
-    if until * steps >= 2 * updates and until < 1.0:
+    if (until - begin) * steps >= 2 * updates and until < 1.0:
         assert list(found.values()) == list(range(updates))
+
+
+def test_updates_wait_for_the_learning_rate_to_have_risen() -> None:
+    assert update_steps(SparseTraining(begin=0.2, until=0.6, updates=4), 100) == {30: 0, 40: 1, 50: 2, 60: 3}
+    with pytest.raises(ValueError, match=r"until: expected more than begin 0.5, got 0.5"):
+        SparseTraining(begin=0.5, until=0.5)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
