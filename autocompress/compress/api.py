@@ -15,7 +15,7 @@ from autocompress.compress.engine import Compressed, build, check_finite
 from autocompress.compress.factorize import rank_for_energy
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
-from autocompress.errors import TaskError
+from autocompress.errors import ConfigError, TaskError
 from autocompress.records import Plan, Structure
 from autocompress.rng import derive_seed
 from autocompress.space.plan_file import load_plan
@@ -23,6 +23,9 @@ from autocompress.task import Recipe, Task
 
 if TYPE_CHECKING:
     from autocompress.inputs import Inputs
+
+#: Criteria that look at data.
+_OF_DATA = frozenset({"taylor", "taylor_activation", "hessian", "f_statistic"})
 
 
 def compress(
@@ -33,7 +36,7 @@ def compress(
     epochs: float = 1.0,
     loss: Callable[[Any, Tensor], Tensor] = functional.cross_entropy,
     recipe: Recipe | None = None,
-    learning_rate: float = 0.02,
+    learning_rate: float | None = None,
     seed: int = 0,
     structure: Structure | None = None,
     statistics: Statistics | None = None,
@@ -49,7 +52,7 @@ def compress(
         epochs: passes over the training data; 0 recalibrates the normalization statistics only.
         loss: ``(outputs, targets) -> scalar``; ignored where `data` is a task, which has its own.
         recipe: batch size, weight decay and optimizer; likewise.
-        learning_rate: peak while the compressed network recovers; likewise.
+        learning_rate: peak while the compressed network recovers; likewise. None: 0.02 under SGD, 1e-4 under AdamW.
         seed: of everything random.
         structure: of `module`, if it is known; found otherwise, which takes seconds.
         statistics: of `module`, likewise.
@@ -78,6 +81,8 @@ def compress(
             small = compress(net, plan, train_set, epochs=2)
             Path("net.onnx").write_bytes(small.model)
     """
+    if not isinstance(plan, Plan | str | Path):
+        raise ConfigError(f"plan: expected a Plan or the path of one in YAML, got a {type(plan).__name__}")
     task = data if isinstance(data, Task) else _task(module, data, loss, recipe or Recipe(), learning_rate)
     check_finite(module)
     example: Inputs = task.example_input()
@@ -87,15 +92,24 @@ def compress(
         if isinstance(plan, Plan)
         else load_plan(Path(plan), structure, energies=lambda layer, energy: rank_for_energy(module, layer, energy))
     )
-    statistics = statistics or collect_statistics(module, task, seed=derive_seed(seed, "statistics"))
+    if statistics is None:
+        asks = any(entry.criterion in _OF_DATA for entry in (*asked.cuts, *asked.masks))
+        statistics = collect_statistics(module, task, seed=derive_seed(seed, "statistics")) if asks else Statistics({})
     return build(task, module, asked, structure, statistics, epochs=epochs, seed=seed, packed=packed)
 
 
 def _task(
-    module: nn.Module, data: Dataset[Any], loss: Callable[[Any, Tensor], Tensor], recipe: Recipe, learning_rate: float
+    module: nn.Module,
+    data: Dataset[Any],
+    loss: Callable[[Any, Tensor], Tensor],
+    recipe: Recipe,
+    learning_rate: float | None,
 ) -> Task:
     if not isinstance(data, Sized) or len(data) == 0:
-        raise TaskError(f"data: expected a task, or a dataset with at least one example, got {data!r}")
+        got = "one without examples" if isinstance(data, Sized) else f"a {type(data).__name__}"
+        raise TaskError(f"data: expected a task, or a dataset with at least one example, got {got}")
+    if learning_rate is None:
+        learning_rate = 0.02 if recipe.optimizer == "sgd" else 1e-4
     sealed = _Sealed()
     return Task(
         name="data",

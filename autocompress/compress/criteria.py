@@ -95,6 +95,9 @@ def bn_scale(module: nn.Module, units: Units, statistics: Statistics, generator:
 def taylor(module: nn.Module, units: Units, statistics: Statistics, generator: torch.Generator) -> dict[str, Tensor]:
     r"""Squared first-order change of the loss when a unit is set to zero, :math:`(\sum_{i \in u} \bar g_i w_i)^2`.
 
+    The gradient is the mean over the batches that statistics were taken from; the paper averages the square over
+    batches instead, which adds their variance.
+
     Where normalizations with a scale follow the layers, the sum is over their scale and shift, because only setting
     those to zero silences the unit; otherwise it is over each layer's weights and biases.
 

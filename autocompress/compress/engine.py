@@ -33,14 +33,28 @@ from autocompress.compress.train import Guard, Hook, Trainer, recalibrate_bn
 from autocompress.compress.verification import verify
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs
-from autocompress.records import Adaptive, Artifact, Gradual, Iterative, Plan, Structure
+from autocompress.records import (
+    Adaptive,
+    Artifact,
+    FromScratch,
+    Gradual,
+    Iterative,
+    LotteryTicket,
+    Plan,
+    SparseTraining,
+    Structure,
+)
 from autocompress.rng import derive_seed
+from autocompress.space.draft import effective
+from autocompress.space.ranks import saves
 from autocompress.task import Task, fetch, fixed_randomness, plain, size
 
 #: Training examples that the ranges of 8-bit activations are taken from.
 CALIBRATION_EXAMPLES = 256
 #: An agreement above this is worth a warning: far beyond rounding, within what the exporter accepts.
 _DISAGREEMENT = 1e-3
+#: Schedules that begin with freshly drawn weights.
+_ANEW = (FromScratch, LotteryTicket, SparseTraining)
 #: What the first training is worth beside the fine-tuning of shared or quantized weights that follows it.
 _MAIN_WEIGHT = 2.0
 
@@ -82,8 +96,9 @@ def build(
 ) -> Compressed:
     """Build what `plan` asks for and prove that the file is it.
 
-    A plan that quantizes after training only, or asks for nothing, leaves the weights as they are. Only the training
-    split is read.
+    A plan that quantizes after training only, or asks for nothing, leaves the weights as they are. Settings that change
+    nothing in the plan, such as a schedule without anything to schedule, are left out. Only the training split is
+    read.
 
     Args:
         task: brings the training data; no other split is touched.
@@ -106,6 +121,12 @@ def build(
         raise CompressionError(f"compress: expected epochs >= 0, got {epochs}")
     check_names(plan, structure)
     check_finite(dense)
+    plan = effective(plan)
+    if plan.order == "mask-cut" and isinstance(plan.schedule, _ANEW):
+        raise InfeasibleError(
+            f"plan.order: expected 'cut-mask' with schedule {plan.schedule.kind!r}, which draws the weights anew after "
+            "the cut, got 'mask-cut'"
+        )
     run = _Run(task, dense, plan, structure, statistics, epochs, seed, guard)
     module, masks = run.shrink_and_train()
     module, grids = run.refine(module, masks)
@@ -125,6 +146,10 @@ def build(
     warnings: tuple[str, ...] = ()
     if exported.agreement > _DISAGREEMENT:
         warnings = (f"torch and the runtime differ by up to {exported.agreement:.2g} before quantization",)
+    shapes = structure.shapes((cut.group, cut.keep) for cut in plan.cuts)
+    larger = [entry.layer for entry in plan.ranks if not saves(shapes[entry.layer], entry.ranks)]
+    if larger:
+        warnings += (f"the factors have no fewer weights than the layer in {_some(larger)}",)
     folded = [layer.name for layer in artifact.layers if layer.storage_only]
     if folded:
         warnings += (f"fewer bits save storage only, the runtime computes floats, in {_some(folded)}",)

@@ -73,7 +73,7 @@ class _Round(torch.autograd.Function):
         divided = x / scale
         shifted = torch.round(divided) + zero
         integers = shifted.clamp(low, high) - zero
-        inside = (shifted >= low) & (shifted <= high)
+        inside = (divided + zero >= low) & (divided + zero <= high)
         ctx.save_for_backward(integers - divided * inside, inside, scale)
         ctx.gradient_scale, ctx.normalizes = gradient_scale, normalizes
         return integers * scale

@@ -69,5 +69,10 @@ def test_structure_may_be_given(net: nn.Module, data: TensorDataset) -> None:
 
 
 def test_empty_data_are_refused(net: nn.Module) -> None:
-    with pytest.raises(TaskError, match="data: expected a task, or a dataset with at least one example"):
+    with pytest.raises(TaskError, match="a dataset with at least one example, got one without examples"):
         compress(net, Plan(), TensorDataset(torch.zeros(0, 1, 6, 6)))
+
+
+def test_what_is_no_plan_is_refused_by_its_kind(net: nn.Module, data: TensorDataset) -> None:
+    with pytest.raises(ConfigError, match="plan: expected a Plan or the path of one in YAML, got a dict"):
+        compress(net, {"bits": []}, data)  # type: ignore[arg-type]

@@ -404,3 +404,25 @@ def test_a_layer_of_a_block_that_is_left_out_cannot_be_quantized(
     plan = Plan(drops=(BlockDrop(block="blocks.1"),), bits=(LayerBits(layer="blocks.1.first", bits=8),))
     with pytest.raises(InfeasibleError, match=r"plan.bits: expected layers that stay, got 'blocks.1.first'"):
         build(task, dense, plan, structure, statistics, epochs=0.0, seed=0)
+
+
+def test_settings_without_effect_are_the_plan_without_them(
+    task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    idle = Plan(schedule=LotteryTicket(), distillation=Features())
+    assert build(task, dense, idle, structure, statistics, epochs=1.0, seed=0).module is dense
+
+
+def test_weights_are_not_masked_and_trained_only_to_be_drawn_anew(
+    task: Task, dense: nn.Module, structure: Structure, statistics: Statistics
+) -> None:
+    plan = Plan(cuts=(CUT,), masks=MASKS, order="mask-cut", schedule=FromScratch())
+    with pytest.raises(InfeasibleError, match=r"plan.order: expected 'cut-mask' with schedule 'from-scratch'"):
+        build(task, dense, plan, structure, statistics, epochs=1.0, seed=0)
+
+
+def test_factors_that_save_nothing_are_told(task: Task, deep: tuple[nn.Module, Structure, Statistics]) -> None:
+    dense, structure, statistics = deep
+    plan = Plan(ranks=(LowRank(layer="fc", ranks=(4,)),))
+    result = build(task, dense, plan, structure, statistics, epochs=0.0, seed=0)
+    assert result.warnings == ("the factors have no fewer weights than the layer in fc",)
