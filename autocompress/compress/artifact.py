@@ -12,11 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from autocompress.compress.onnx_names import RECURRENT
 from autocompress.compress.stored import Reader, parameters, shapes_of
-from autocompress.compress.verification import verify
 from autocompress.errors import ExportError
 from autocompress.records import Artifact, LayerReport
-
-__all__ = ["describe", "distinct_values", "verify"]
 
 #: Operators whose multiply-adds count.
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", *RECURRENT})

@@ -219,33 +219,6 @@ def measure_sensitivity(
     return Sensitivity(loss=reference.loss, groups=tuple(groups), layers=tuple(layers), blocks=tuple(dropped))
 
 
-def group_sensitivity(
-    task: Task,
-    dense: nn.Module,
-    structure: Structure,
-    statistics: Statistics,
-    *,
-    round_to: int,
-    levels: Sequence[float] = (0.5,),
-    examples: int = 512,
-    seed: int,
-    guard: Guard = nullcontext,
-) -> list[GroupSensitivity]:
-    """The groups' entries of `measure_sensitivity`, by default of halving each."""
-    found = measure_sensitivity(
-        task,
-        dense,
-        structure,
-        statistics,
-        round_to=round_to,
-        levels=levels,
-        examples=examples,
-        seed=seed,
-        guard=guard,
-    )
-    return list(found.groups)
-
-
 def round_weights(weight: Tensor, bits: int, axis: int) -> Tensor:
     r"""Weights on the grid that quantization after training writes: :math:`s \, \mathrm{round}(w / s)`.
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from autocompress.compress.artifact import describe, distinct_values, verify
+from autocompress.compress.artifact import describe, distinct_values
 from autocompress.compress.export import export_onnx
 from autocompress.compress.quantize import quantize
+from autocompress.compress.verification import verify
 from autocompress.errors import CompressionError, ExportError
 from autocompress.records import (
     Artifact,

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.quantize import quantize
-from autocompress.compress.sensitivity import divergence, group_sensitivity, measure_sensitivity, round_weights
+from autocompress.compress.sensitivity import divergence, measure_sensitivity, round_weights
 from autocompress.compress.state import module_digest
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.structure import find_structure
@@ -102,9 +102,11 @@ def test_every_group_layer_and_block_is_measured_as_if_compressed_alone(network:
 
 def test_by_default_groups_are_halved_and_narrow_ones_left_out(network: Any) -> None:
     task, dense, structure = network
-    entries = group_sensitivity(task, dense, structure, NONE, round_to=4, examples=32, seed=0)
+    entries = measure_sensitivity(task, dense, structure, NONE, round_to=4, levels=(0.5,), examples=32, seed=0).groups
     assert [(e.group, e.width, e.keep) for e in entries] == [(g.name, 8, 4) for g in structure.groups]
-    assert group_sensitivity(task, dense, structure, NONE, round_to=8, examples=32, seed=0) == []
+    assert (
+        measure_sensitivity(task, dense, structure, NONE, round_to=8, levels=(0.5,), examples=32, seed=0).groups == ()
+    )
 
 
 def test_every_piece_of_work_is_guarded(network: Any) -> None:
