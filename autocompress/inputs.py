@@ -79,22 +79,22 @@ def batch_size(inputs: Inputs) -> int:
 
 def stack(items: Sequence[Inputs]) -> Inputs:
     """Single examples as one batch, in the same form; tensors get a new first axis."""
-    first = items[0]
-    if isinstance(first, Tensor):
-        return torch.stack(list(items))  # type: ignore[arg-type]
-    if isinstance(first, Mapping):
-        return {name: torch.stack([item[name] for item in items]) for name in first}  # type: ignore[index, call-overload]
-    return tuple(torch.stack([item[i] for item in items]) for i in range(len(first)))  # type: ignore[index]
+    return _joined(torch.stack, items)
 
 
 def concatenate(batches: Sequence[Inputs]) -> Inputs:
     """Batches one after another, in the same form."""
-    first = batches[0]
+    return _joined(torch.cat, batches)
+
+
+def _joined(join: Callable[[list[Tensor]], Tensor], parts: Sequence[Any]) -> Inputs:
+    """What `join` makes of the tensors at the same place in every part."""
+    first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(batches))  # type: ignore[arg-type]
+        return join(list(parts))
     if isinstance(first, Mapping):
-        return {name: torch.cat([batch[name] for batch in batches]) for name in first}  # type: ignore[index, call-overload]
-    return tuple(torch.cat([batch[i] for batch in batches]) for i in range(len(first)))  # type: ignore[index]
+        return {name: join([part[name] for part in parts]) for name in first}
+    return tuple(join([part[place] for part in parts]) for place in range(len(first)))
 
 
 def arrays(inputs: Inputs) -> Arrays:

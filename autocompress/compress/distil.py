@@ -7,6 +7,7 @@ beside the student and never ship. The teacher is a copy in evaluation mode that
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -176,16 +177,16 @@ class _Responses:
         return []
 
 
-class _Inner(_Responses):
+class _Inner(_Responses, ABC):
     """`Response` plus weight times a comparison of inner layers."""
 
     def __init__(self, task: Task, teacher: nn.Module, weight: float, taps: Sequence[Tap]) -> None:
         super().__init__(task, teacher, Response())
         self.weight, self.taps = weight, taps
 
+    @abstractmethod
     def compare(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         """Distance of the taps' features, each of shape (n, positions..., channels); a scalar."""
-        raise NotImplementedError
 
     def __call__(self, student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         with captured(self.teacher, self.taps) as shown, captured(student, self.taps) as answered:
