@@ -78,7 +78,7 @@ def main() -> None:
     """Run both comparisons and write down what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with fashion-mnist.npz")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=12, help="of every single training")
     parser.add_argument("--examples", type=int, default=12000, help="training images")
     options = parser.parse_args()
@@ -97,7 +97,7 @@ def main() -> None:
         for name, schedule in tickets().items():
             kept.get(
                 f"{name} seed {seed}",
-                lambda s=seed, c=schedule, t=task: train(t, c, TICKET_SPARSITY, "global", s, float(options.epochs)),
+                lambda s=seed, c=schedule, t=task: train(t, c, TICKET_SPARSITY, "erk", s, float(options.epochs)),
             )
     (HERE / "results.md").write_text("\n".join(report(kept, options)) + "\n")
     picture(kept, options.seeds)
