@@ -222,7 +222,13 @@ def open_test(task: Task, rows: dict[str, dict], names: Sequence[str]) -> None:
 def report(rows: dict[str, dict], shipped: str) -> str:
     """The results as Markdown."""
     chosen = rows[shipped]
-    met = chosen["ratio"]["value"] <= LATENCY_GOAL and chosen["test_change"]["value"] >= -LOSS_GOAL
+
+    def meets(row: dict) -> bool:
+        opened = "test_change" in row and row["test_change"]["value"] >= -LOSS_GOAL
+        return opened and row["ratio"]["value"] <= LATENCY_GOAL
+
+    met = meets(chosen)
+    others = [name for name, row in rows.items() if meets(row)]
     lines = [
         "# MiniLM on TREC",
         "",
@@ -233,7 +239,8 @@ def report(rows: dict[str, dict], shipped: str) -> str:
         "",
         f"Shipped: **{shipped}**, {chosen['ratio']['value']:.3f} of the dense latency, "
         f"{100 * chosen['test_change']['value']:+.2f} points on test. Wanted: at most {LATENCY_GOAL} at a loss of at "
-        f"most {100 * LOSS_GOAL:.0f} point: {'met' if met else 'not met'}.",
+        f"most {100 * LOSS_GOAL:.0f} point: {'met' if met else 'not met'}. On the test split it is met by: "
+        f"{', '.join(others) or 'none'}.",
         "",
         "| model | latency / dense | selection, % | change, points | largest drop of a class, points | test, % "
         "| test change, points | file, MB | M MACs |",
@@ -303,8 +310,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with trec.train.txt and trec.test.txt")
     parser.add_argument("--weights", type=Path, help="safetensors file of the fine-tuned network; made if not given")
     parser.add_argument("--output", type=Path, default=Path("autocompress-runs/minilm"), help="where files are kept")
-    parser.add_argument("--epochs", type=float, default=5.0, help="of recovery, for each plan that needs it")
-    parser.add_argument("--threads", type=int, default=2, help="of training")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of recovery, for each plan that needs it")
+    parser.add_argument("--threads", type=int, default=1, help="of training")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
