@@ -134,9 +134,10 @@ def main() -> None:
     parser.add_argument("--choose-epochs", type=float, default=0.3, help="of recovery while the criterion is chosen")
     parser.add_argument("--learning-rate", type=float, default=0.05, help="peak of the recovery")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="compute nothing, report what there is")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    kept = Kept(HERE / "results.json")
+    kept = Kept(HERE / "results.json", closed=options.report)
     sections = []
     for goal, epochs in zip(GOALS, options.epochs, strict=True):
         sections += section(options, kept, goal, epochs)
@@ -168,10 +169,13 @@ def section(options: argparse.Namespace, kept: Kept, goal: Goal, epochs: float) 
     for scope, criterion in CANDIDATES:
         cuts, _ = cuts_for(subject, goal.speedup, scope, criterion)
         plan = Plan(cuts=cuts)
-        found[scope, criterion] = kept.get(
-            f"{name} choose {scope} {criterion}",
-            lambda p=plan: run(subject, p, options.choose_epochs, "validation"),
-        )["validation"]
+        short = kept.get(
+            f"{name} choose {scope} {criterion}", lambda p=plan: run(subject, p, options.choose_epochs, "validation")
+        )
+        if short is not None:
+            found[scope, criterion] = short["validation"]
+    if not found:
+        return []
     scope, criterion = max(found, key=lambda key: found[key])
     say(f"{name}: chosen by validation: {scope} {criterion}")
     chosen, _ = cuts_for(subject, goal.speedup, scope, criterion)
@@ -185,6 +189,9 @@ def section(options: argparse.Namespace, kept: Kept, goal: Goal, epochs: float) 
     rows = [["dense, published weights", f"{dense['macs'] / 1e6:.1f}", "1.00", f"{100 * dense['test']:.2f}", ""]]
     for arm, plan in arms.items():
         result = kept.get(f"{name} {arm}, {epochs:g} epochs", lambda p=plan: run(subject, p, epochs, "test"))
+        if result is None:
+            rows.append([arm, "", "", "not run", ""])
+            continue
         change = 100 * (result["test"] - dense["test"])
         rows.append(
             [

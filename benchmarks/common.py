@@ -19,16 +19,19 @@ from autocompress.task import MetricFunction, top1
 
 
 class Kept:
-    """Results by name in one JSON file, written whole after each: a stopped benchmark goes on where it was."""
+    """Results by name in one JSON file, written whole after each: a stopped benchmark goes on where it was.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    With `closed` nothing is computed, and what is not there is None: for a report of what there is.
+    """
+
+    def __init__(self, path: Path, *, closed: bool = False) -> None:
+        self.path, self.closed = path, closed
         path.parent.mkdir(parents=True, exist_ok=True)
         self.values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """The kept result of that name, or what `compute` gives, which is kept; seconds are told as it goes."""
-        if name not in self.values:
+        if name not in self.values and not self.closed:
             started = time.monotonic()
             value = compute()
             self.values[name] = value
@@ -36,7 +39,7 @@ class Kept:
             neighbour.write_text(json.dumps(self.values, indent=1, sort_keys=True))
             neighbour.replace(self.path)
             say(f"{name}: {short(value)}  ({time.monotonic() - started:.0f} s)")
-        return self.values[name]
+        return self.values.get(name)
 
 
 def say(text: str) -> None:
@@ -60,6 +63,8 @@ def score(model: bytes, split: Dataset[Any], metric: MetricFunction = top1) -> f
 
 def spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
     """Mean and, in brackets, smallest and largest value."""
+    if not values:
+        return "not run"
     found = scale * np.asarray(values, dtype=float)
     if len(found) == 1:
         return f"{found[0]:.{digits}f}"

@@ -159,10 +159,14 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=12000, help="training images")
     parser.add_argument("--cnn-epochs", type=int, default=8)
     parser.add_argument("--lstm-epochs", type=int, default=6)
+    parser.add_argument("--report", action="store_true", help="compute nothing, report what there is")
     options = parser.parse_args()
     one_thread()
-    kept = Kept(HERE / "results.json")
+    kept = Kept(HERE / "results.json", closed=options.report)
     families = kinds(options)
+    if options.report:
+        report(kept, families, options, options.seeds)
+        return
     for seed in range(options.seeds):
         for kind in families:
             small = {}
@@ -181,28 +185,36 @@ def main() -> None:
     sys.stdout.write((HERE / "results.md").read_text())
 
 
+def runs_of(kept: Kept, kind: Kind, arm: str, seeds: int) -> list[dict[str, float]]:
+    """The results of one arm, those seeds that are there."""
+    names = [f"{kind.name}, {arm}, seed {s}" for s in range(seeds)]
+    return [kept.values[name] for name in names if name in kept.values]
+
+
 def report(kept: Kept, families: tuple[Kind, ...], options: argparse.Namespace, seeds: int) -> None:
     """The table and the picture of what there is so far."""
     lines = [
         "# Large-sparse against small-dense",
         "",
         f"`python benchmarks/large_sparse.py --data FOLDER --seeds {options.seeds} --examples {options.examples} "
-        f"--cnn-epochs {options.cnn_epochs} --lstm-epochs {options.lstm_epochs}`, {seeds} seeds done. Mean [smallest, "
-        "largest] over seeds. Every network is trained for the same number of epochs in all. *Packed* is the exact "
-        "packed form of the ONNX file, positions of the non-zeros included.",
+        f"--cnn-epochs {options.cnn_epochs} --lstm-epochs {options.lstm_epochs}`, at most {seeds} seeds. Mean "
+        "[smallest, largest] over seeds. Every network is trained for the same number of epochs in all. *Packed* is the "
+        "exact packed form of the ONNX file, positions of the non-zeros included.",
         "",
     ]
     for kind in families:
         rows = []
         for width in kind.widths:
-            dense = [kept.values[f"{kind.name}, dense {width}, seed {s}"] for s in range(seeds)]
+            dense = runs_of(kept, kind, f"dense {width}", seeds)
+            if not dense:
+                continue
             rows.append([f"dense, width {width}", *_cells(dense), ""])
             if width == kind.widths[0]:
                 continue
             for method, word in (("gradual", "large, pruned gradually"), ("static", "large, random mask held")):
-                found = [kept.values[f"{kind.name}, {method} as {width}, seed {s}"] for s in range(seeds)]
-                gain = [100 * (a["test"] - b["test"]) for a, b in zip(found, dense, strict=True)]
-                rows.append([word, *_cells(found), spread(gain)])
+                found = runs_of(kept, kind, f"{method} as {width}", seeds)
+                gain = [100 * (a["test"] - b["test"]) for a, b in zip(found, dense, strict=False)]
+                rows.append([word, *_cells(found), spread(gain)] if found else [word, "", "not run", "", ""])
         lines += [f"## {kind.name}", ""]
         lines += table(
             ["network", "non-zero weights", kind.unit, "packed, kB", "against small-dense, points, paired"], rows
@@ -226,19 +238,20 @@ def picture(kept: Kept, families: tuple[Kind, ...], seeds: int) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(families), figsize=(11, 4.3), layout="constrained")
-    for axes, kind in zip(panels, families, strict=True):
+    families = tuple(kind for kind in families if runs_of(kept, kind, f"dense {kind.widths[0]}", seeds))
+    figure, panels = pyplot.subplots(1, len(families), figsize=(11, 4.3), layout="constrained", squeeze=False)
+    for axes, kind in zip(panels[0], families, strict=True):
         arms = {
             "small-dense": [f"dense {w}" for w in kind.widths],
             "large-sparse, gradual": [f"dense {kind.widths[0]}", *(f"gradual as {w}" for w in kind.widths[1:])],
             "large, random mask": [f"dense {kind.widths[0]}", *(f"static as {w}" for w in kind.widths[1:])],
         }
         for label, names in arms.items():
-            runs = [[kept.values[f"{kind.name}, {name}, seed {s}"] for s in range(seeds)] for name in names]
+            runs = [found for name in names if (found := runs_of(kept, kind, name, seeds))]
             x = [np.mean([r["nonzeros"] for r in point]) for point in runs]
-            y = np.array([[100 * r["test"] for r in point] for point in runs])
-            line = axes.plot(x, y.mean(axis=1), marker="o", label=label)[0]
-            axes.fill_between(x, y.min(axis=1), y.max(axis=1), color=line.get_color(), alpha=0.15)
+            y = [[100 * r["test"] for r in point] for point in runs]
+            line = axes.plot(x, [np.mean(values) for values in y], marker="o", label=label)[0]
+            axes.fill_between(x, [min(v) for v in y], [max(v) for v in y], color=line.get_color(), alpha=0.15)
         axes.set_xscale("log")
         axes.set_xlabel("non-zero weights")
         axes.set_ylabel(kind.unit)

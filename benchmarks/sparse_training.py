@@ -81,9 +81,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=12, help="of every single training")
     parser.add_argument("--examples", type=int, default=12000, help="training images")
+    parser.add_argument("--report", action="store_true", help="compute nothing, report what there is")
     options = parser.parse_args()
     one_thread()
-    kept = Kept(HERE / "results.json")
+    kept = Kept(HERE / "results.json", closed=options.report)
     for seed in range(options.seeds):
         task = network_task(options.data, seed, options.epochs, options.examples)
         for sparsity in SPARSITIES:
@@ -115,7 +116,8 @@ def tickets() -> dict[str, LotteryTicket]:
 
 def values(kept: Kept, name: str, seeds: int, key: str = "test") -> list[float]:
     """One figure over the seeds."""
-    return [kept.values[f"{name} seed {seed}"][key] for seed in range(seeds)]
+    names = [f"{name} seed {seed}" for seed in range(seeds)]
+    return [kept.values[n][key] for n in names if n in kept.values]
 
 
 def report(kept: Kept, options: argparse.Namespace) -> list[str]:
@@ -134,7 +136,7 @@ def report(kept: Kept, options: argparse.Namespace) -> list[str]:
     rows = []
     for sparsity in SPARSITIES:
         cells = [values(kept, f"{method} {sparsity}", seeds) for method in METHODS]
-        gain = [100 * (r - s) for r, s in zip(cells[2], cells[0], strict=True)]
+        gain = [100 * (r - s) for r, s in zip(cells[2], cells[0], strict=False)]
         rows.append([f"{100 * sparsity:g}%", *(spread(c, 100) for c in cells), spread(gain)])
     lines += table(["zeros", "static", "SET", "RigL", "RigL - static, points, paired"], rows)
     lines += ["", f"## Lottery tickets at {100 * TICKET_SPARSITY:g}% zeros", ""]
@@ -142,7 +144,7 @@ def report(kept: Kept, options: argparse.Namespace) -> list[str]:
     rows = []
     for name in tickets():
         found = values(kept, name, seeds)
-        gain = [100 * (a - b) for a, b in zip(found, control, strict=True)]
+        gain = [100 * (a - b) for a, b in zip(found, control, strict=False)]
         rows.append([name, spread(found, 100), spread(gain), spread(values(kept, name, seeds, "zeros"), 100)])
     lines += table(["arm", "test accuracy", "above control, points, paired", "zeros in the file, %"], rows)
     return [*lines, "", "![Accuracy over sparsity](results.png)"]
@@ -156,9 +158,9 @@ def picture(kept: Kept, seeds: int) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     x = [100 * s for s in SPARSITIES]
     for method, label in zip(METHODS, ("static random mask", "SET", "RigL"), strict=True):
-        y = 100 * np.array([values(kept, f"{method} {s}", seeds) for s in SPARSITIES])
-        line = axes.plot(x, y.mean(axis=1), marker="o", label=label)[0]
-        axes.fill_between(x, y.min(axis=1), y.max(axis=1), color=line.get_color(), alpha=0.15)
+        y = [100 * np.array(values(kept, f"{method} {s}", seeds)) for s in SPARSITIES]
+        line = axes.plot(x, [v.mean() for v in y], marker="o", label=label)[0]
+        axes.fill_between(x, [v.min() for v in y], [v.max() for v in y], color=line.get_color(), alpha=0.15)
     _tickets(axes, kept, seeds)
     axes.set_xlabel("zeros in the masked layers, %")
     axes.set_ylabel("test accuracy, %")
@@ -172,6 +174,8 @@ def _tickets(axes: object, kept: Kept, seeds: int) -> None:
     markers: Sequence[str] = ("^", "v", "x")
     for (name, _), marker in zip(tickets().items(), markers, strict=True):
         found = 100 * np.array(values(kept, name, seeds))
+        if not len(found):
+            continue
         axes.plot(  # type: ignore[attr-defined]
             [100 * TICKET_SPARSITY], [found.mean()], marker, markersize=8, color="black", alpha=0.7, label=name
         )
