@@ -198,8 +198,8 @@ def report(kept: Kept, families: tuple[Kind, ...], options: argparse.Namespace, 
         "",
         f"`python benchmarks/large_sparse.py --data FOLDER --seeds {options.seeds} --examples {options.examples} "
         f"--cnn-epochs {options.cnn_epochs} --lstm-epochs {options.lstm_epochs}`, at most {seeds} seeds. Mean "
-        "[smallest, largest] over seeds. Every network is trained for the same number of epochs in all. *Packed* is the "
-        "exact packed form of the ONNX file, positions of the non-zeros included.",
+        "[smallest, largest] over seeds. Every network is trained for the same number of epochs in all. *Packed* is "
+        "the exact packed form of the ONNX file, positions of the non-zeros included.",
         "",
     ]
     for kind in families:
