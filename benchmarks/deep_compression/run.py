@@ -28,6 +28,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -38,6 +39,7 @@ from autocompress.compress.train import train_base
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import predict
 from autocompress.models.lenet import lenet5, lenet_300_100
+from autocompress.models.weights import load_weights
 from autocompress.records import Codebook, Gradual, Plan, Response, WeightMask
 from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task, fixed_randomness, top1
@@ -195,7 +197,14 @@ def run(name: str, case: Case, task: Task, seed: int, out: Path, *, final: bool)
     started = time.monotonic()
     with fixed_randomness(derive_seed(seed, name, "initial weights")):
         fresh = task.build()
-    dense = train_base(task, fresh, seed=seed)
+    weights = folder / f"{stem}.safetensors"
+    if weights.is_file():  # a run that was stopped while it compressed
+        dense = load_weights(fresh, weights).eval()
+    else:
+        dense = train_base(task, fresh, seed=seed)
+        neighbour = weights.with_suffix(".writing")
+        save_file(dense.state_dict(), neighbour)
+        neighbour.replace(weights)
     trained = time.monotonic()
     dense_model = export_onnx(dense, task.example_input()).model
     small = compress(dense, case.plan(), task, epochs=case.recovery_epochs, seed=seed, packed=True)
