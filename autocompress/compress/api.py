@@ -93,7 +93,8 @@ def compress(
         else load_plan(Path(plan), structure, energies=lambda layer, energy: rank_for_energy(module, layer, energy))
     )
     if statistics is None:
-        asks = any(entry.criterion in _OF_DATA for entry in (*asked.cuts, *asked.masks))
+        criteria = {cut.criterion for cut in asked.cuts} | {mask.criterion for mask in asked.masks}
+        asks = not _OF_DATA.isdisjoint(criteria)
         statistics = collect_statistics(module, task, seed=derive_seed(seed, "statistics")) if asks else Statistics({})
     return build(task, module, asked, structure, statistics, epochs=epochs, seed=seed, packed=packed)
 
