@@ -132,4 +132,10 @@ def test_a_trial_that_rays_own_memory_monitor_kills_is_failed_and_not_run_again(
     assert trials[1].reason.startswith("oom: "), trials[1].reason
     assert "low on memory" in trials[1].reason
     assert trials[1].attempts == 1
-    assert [t.state for t in trials] == ["complete", "failed"] + ["complete"] * (TRIALS - 2)
+    # Ray may look again before the memory of what it killed is back, and take one more; which, and why, is said too.
+    failed = [t for t in trials if t.state == "failed"]
+    assert trials[1] in failed
+    assert len(failed) <= 2
+    assert all(t.reason.startswith("oom: ") and t.attempts == 1 for t in failed)
+    assert {t.state for t in trials} == {"complete", "failed"}
+    assert len(trials) == TRIALS
