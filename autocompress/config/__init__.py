@@ -3,7 +3,7 @@
 Nothing heavy is imported here: samplers and targets are frozen settings that import their library when built.
 """
 
-from autocompress.config.stages import FinalistsConfig, Limit, RegistryConfig, SearchConfig
+from autocompress.config.stages import FinalistsConfig, Limit, MeasureConfig, RegistryConfig, SearchConfig
 from autocompress.config.study import (
     OUTPUT,
     Study,
@@ -18,6 +18,7 @@ __all__ = [
     "OUTPUT",
     "FinalistsConfig",
     "Limit",
+    "MeasureConfig",
     "RegistryConfig",
     "SearchConfig",
     "Study",

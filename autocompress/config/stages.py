@@ -116,6 +116,10 @@ class FinalistsConfig(_Part):
         return value
 
 
+class MeasureConfig(_Part):
+    """How candidates are measured, on whichever target."""
+
+
 class RegistryConfig(_Part):
     """Where the winners go.
 

@@ -13,7 +13,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from autocompress.config.stages import NAME, FinalistsConfig, Limit, RegistryConfig, SearchConfig, checked_name
+from autocompress.config.stages import (
+    NAME,
+    FinalistsConfig,
+    Limit,
+    MeasureConfig,
+    RegistryConfig,
+    SearchConfig,
+    checked_name,
+)
 from autocompress.errors import ConfigError
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.records import Bound, ObjectiveName
@@ -36,6 +44,7 @@ class Study(BaseModel):
         output: folder of all studies; made absolute.
         space: what is searched; given as a packaged name, a path, or the space itself.
         target: where latency is measured.
+        measure: how.
         objectives: what the front is between.
         constraints: what a candidate must meet, by objective.
         search, finalists, registry: settings of these stages.
@@ -52,6 +61,7 @@ class Study(BaseModel):
     output: Path = Field(default=OUTPUT, validate_default=True)
     space: SpaceConfig = Field(default_factory=lambda: load_space("joint"))
     target: OnnxRuntimeCpu = OnnxRuntimeCpu()
+    measure: MeasureConfig = MeasureConfig()
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("accuracy", "latency_ms")
     constraints: dict[ObjectiveName, Limit] = {}
     search: SearchConfig = SearchConfig()
