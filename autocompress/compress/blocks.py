@@ -55,13 +55,14 @@ class PassThrough(nn.Module):
         return tree_unflatten([first if i == self._at else x for i, x in enumerate(self.wrapped)], self._spec)
 
 
-def find_blocks(traced: Traced, probe: Probe, layers: Sequence[Found]) -> tuple[Block, ...]:
-    """Blocks that can be left out, in the order of the modules; none inside another."""
+def find_blocks(traced: Traced, probe: Probe, layers: Sequence[Found]) -> tuple[tuple[Block, ...], dict[str, str]]:
+    """Blocks that can be left out, in the order of the modules, none inside another; and why a residual one cannot."""
     parts = dict(probe.module.named_modules())
     residual = [name for name in traced.boundaries if _is_residual(traced, name)]
     returned = _returned(probe.module, residual, probe.inputs)
     before = outputs(probe.module, probe.inputs)
     found: list[Block] = []
+    failed: dict[str, str] = {}
     for name in (name for name in parts if name in returned):
         part = parts[name]
         owner = parts.get(name.rpartition(".")[0])
@@ -75,14 +76,17 @@ def find_blocks(traced: Traced, probe: Probe, layers: Sequence[Found]) -> tuple[
             continue
         try:
             _replace(probe.module, name, PassThrough(returned[name]))
-            if not reshaped(before, outputs(probe.module, probe.inputs)):
-                found.append(Block(name=name, layers=inside))
+            reason = reshaped(before, outputs(probe.module, probe.inputs))
         # A network that does not run without the block keeps it.
-        except Exception:  # noqa: BLE001, S112
-            continue
+        except Exception as error:  # noqa: BLE001
+            reason = f"{type(error).__name__}: {error}"
         finally:
             _replace(probe.module, name, part)
-    return tuple(found)
+        if reason:
+            failed[name] = f"leaving the block out fails: {reason}"
+        else:
+            found.append(Block(name=name, layers=inside))
+    return tuple(found), failed
 
 
 def _is_residual(traced: Traced, name: str) -> bool:

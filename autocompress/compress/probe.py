@@ -201,7 +201,7 @@ def reshaped(before: Sequence[Tensor], after: Sequence[Tensor]) -> str:
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
             return (
-                f"cutting it changes the output's shape from {tuple(old.shape)} to {tuple(new.shape)}: "
+                f"the output's shape changes from {tuple(old.shape)} to {tuple(new.shape)}: "
                 "a reshape with a fixed number of channels follows"
             )
     return ""

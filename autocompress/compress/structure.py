@@ -59,7 +59,8 @@ def find_structure(module: nn.Module, example: Inputs) -> Structure:
         for name, reason in failed.items():
             left |= {x: reason for x in traced.groups[name].units.group.layers if x not in known}
         groups = {name: found.units.group for name, found in traced.groups.items() if name not in failed}
-        blocks = find_blocks(traced, probe, usable)
+        blocks, kept = find_blocks(traced, probe, usable)
+        left |= kept
     except (CompressionError, TaskError) as error:
         left |= {layer.name: str(error) for layer in usable}
     owners: dict[str, str | None] = {}

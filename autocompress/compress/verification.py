@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autocompress.compress.names import check_names
 from autocompress.compress.patterns import zeros_asked
 from autocompress.errors import CompressionError
 from autocompress.records import Artifact, LayerBits, LayerReport, LowRank, Plan, Structure, WeightMask
@@ -25,9 +26,10 @@ def verify(plan: Plan, structure: Structure, artifact: Artifact, distinct: Mappi
         distinct: what `distinct_values` read from the file; needed for a plan with codebooks.
 
     Raises:
+        InfeasibleError: the plan names what the network lacks.
         CompressionError: naming the layer, what was expected of it, and what the file has.
     """
-    _check_names(plan, structure)
+    check_names(plan, structure)
     layers = {layer.name: layer for layer in artifact.layers}
     gone = {layer: drop.block for drop in plan.drops for layer in structure.block(drop.block).layers}
     shapes = structure.shapes((cut.group, cut.keep) for cut in plan.cuts)
@@ -118,18 +120,3 @@ def _check_zeros(layer: LayerReport, mask: WeightMask) -> None:
             f"artifact: layer {layer.name!r}: expected at least {zeros} zeros of {layer.weights} weights, "
             f"got {layer.zeros}"
         )
-
-
-def _check_names(plan: Plan, structure: Structure) -> None:
-    layers = {layer.name for layer in structure.layers}
-    for key, names, known, what in (
-        ("drops", [entry.block for entry in plan.drops], {block.name for block in structure.blocks}, "blocks"),
-        ("cuts", [entry.group for entry in plan.cuts], {group.name for group in structure.groups}, "groups"),
-        ("ranks", [entry.layer for entry in plan.ranks], layers, "layers"),
-        ("masks", [entry.layer for entry in plan.masks], layers, "layers"),
-        ("codebooks", [entry.layer for entry in plan.codebooks], layers, "layers"),
-        ("bits", [entry.layer for entry in plan.bits], layers, "layers"),
-    ):
-        unknown = sorted(set(names) - known)
-        if unknown:
-            raise CompressionError(f"plan.{key}: expected {what} of the network, got {unknown[0]!r}")

@@ -263,6 +263,24 @@ def test_a_stage_has_its_residual_blocks_and_none_inside_another() -> None:
     assert [block.name for block in find_structure(nested, SEQUENCE).blocks] == ["1"]
 
 
+def test_a_residual_block_that_the_network_cannot_do_without_is_named() -> None:
+    class Reads(nn.Module):
+        """Uses a part of its own block by name."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(6, 6)
+            self.body = nn.ModuleList([Residual(nn.Linear(6, 6))])
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.body[0](self.stem(x))) * self.body[0].inner.weight.sum()
+
+    structure = find_structure(Reads(), SEQUENCE)
+    assert structure.blocks == ()
+    assert reasons(structure)["body.0"].startswith("leaving the block out fails: AttributeError: ")
+
+
 def test_groups_that_work_alone_but_not_together_are_told_apart() -> None:
     class Sum(nn.Module):
         """Runs while at least one of two layers has its width."""
