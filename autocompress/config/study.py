@@ -24,6 +24,7 @@ from autocompress.config.stages import (
 )
 from autocompress.errors import ConfigError
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
+from autocompress.measure.targets import TargetConfig
 from autocompress.records import Bound, ObjectiveName
 from autocompress.space.config import SpaceConfig, load_space, read_space
 from autocompress.space.explain import nearest, validate
@@ -60,7 +61,7 @@ class Study(BaseModel):
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     output: Path = Field(default=OUTPUT, validate_default=True)
     space: SpaceConfig = Field(default_factory=lambda: load_space("joint"))
-    target: OnnxRuntimeCpu = OnnxRuntimeCpu()
+    target: TargetConfig = OnnxRuntimeCpu()
     measure: MeasureConfig = MeasureConfig()
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("accuracy", "latency_ms")
     constraints: dict[ObjectiveName, Limit] = {}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
 
 from autocompress.errors import MeasurementError
+from autocompress.measure.target import TargetSettings, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-
+    # Lazy: it brings torch.
     from autocompress.inputs import Arrays
 
 #: ONNX Runtime's words for element types -> numpy's, for those that a network's input may have.
@@ -28,33 +27,18 @@ _DTYPES = {
 }
 
 
-class OnnxRuntimeCpu(BaseModel):
-    """Settings of the target; `build` makes it.
+class OnnxRuntimeCpu(TargetSettings):
+    """Settings of the target.
 
-    Attributes:
-        threads: threads that share one inference.
-        batch_size: examples per inference when latency is taken.
-        round_to: channel counts that run fast here are multiples of this.
-        bits: bit widths of weights that artifacts may be stored in, and run here.
-        computes: those with kernels of their own; any other is storage only, computed in floats or 8-bit integers.
-        weights_only_bits: of linear layers whose activations stay floats; a kernel of its own reads those weights.
+    Floats and 8-bit integers have kernels of their own, and so have linear layers with weights of 8 or 4 bits beside
+    activations that stay floats.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     kind: Literal["onnxruntime-cpu"] = "onnxruntime-cpu"
-    threads: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=1, ge=1)
 
-    round_to: ClassVar[int] = 8
-    bits: ClassVar[tuple[int, ...]] = (32, 16, 8, 7, 6, 5, 4, 3, 2)
     computes: ClassVar[tuple[int, ...]] = (32, 8)
     weights_only_bits: ClassVar[tuple[int, ...]] = (8, 4)
-
-    @property
-    def name(self) -> str:
-        """Name of the target in records and reports."""
-        return self.kind
+    package: ClassVar[str] = "onnxruntime"
 
     def build(self) -> OnnxRuntimeCpuTarget:
         """The target.
@@ -62,15 +46,7 @@ class OnnxRuntimeCpu(BaseModel):
         Raises:
             MeasurementError: ONNX Runtime cannot be imported.
         """
-        try:
-            # Lazy, so that a study file is validated without it.
-            import onnxruntime
-        except (ImportError, OSError) as error:
-            raise MeasurementError(
-                f"target {self.name!r}: expected the package onnxruntime, which failed to import: {error}; "
-                "install it with 'pip install onnxruntime'"
-            ) from error
-        return OnnxRuntimeCpuTarget(self, onnxruntime)
+        return OnnxRuntimeCpuTarget(self, self.imported("onnxruntime"))
 
 
 @dataclass(frozen=True)
@@ -214,10 +190,6 @@ class OnnxRuntimeSession:
         Raises:
             MeasurementError: names, types or shapes are not the network's, or an output is NaN or infinite.
         """
-        import numpy as np
-
-        from autocompress.measure.target import rows
-
         count = rows(inputs)
         outputs = np.asarray(self._call(inputs)())
         if outputs.ndim == 0 or outputs.shape[0] != count:

@@ -153,7 +153,12 @@ def _origin(bench: Workbench, finals: Finals) -> Origin:
             Split(role=role, size=len(getattr(task, role)), sha256=finals.data_sha256[role])
             for role in ("train", "validation", "selection", "test")
         ),
-        target=TargetReference.model_validate(study.target.model_dump()),
+        target=TargetReference(
+            kind=study.target.kind,
+            threads=study.target.threads,
+            batch_size=study.target.batch_size,
+            options=study.target.options,
+        ),
         objectives=study.objectives,
         seed=study.seed,
         dense=finals.baseline,

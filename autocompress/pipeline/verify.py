@@ -10,9 +10,9 @@ from autocompress.compress.artifact import describe
 from autocompress.config import Study
 from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import measure
-from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import accuracy, predict
 from autocompress.measure.target import Target
+from autocompress.measure.targets import target_settings
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.identity import dataset_digest
 from autocompress.pipeline.prepare import latency_inputs
@@ -82,7 +82,7 @@ def verify_version(uri: str, *, output: Path, trusted: str | None = None) -> Ver
     """
     store = Store(None, output)
     model, card = store.fetch(uri)
-    target = OnnxRuntimeCpu(threads=card.origin.target.threads, batch_size=card.origin.target.batch_size).build()
+    target = target_settings(**card.origin.target.model_dump(exclude={"options"}), **card.origin.target.options).build()
     checks = _bytes(model, card)
     factory = card.origin.task.factory
     # The study's name comes from the card too, and must not lead out of the output folder.

@@ -51,11 +51,16 @@ class Split(Record):
 
 
 class TargetReference(Record):
-    """What the latency was measured on."""
+    """What the latency was measured on.
+
+    Attributes:
+        options: settings that only this kind of target has, such as ``compiler``.
+    """
 
     kind: str
     threads: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
+    options: Annotated[dict[str, str], Field(default_factory=dict)]
 
 
 class Origin(Record):

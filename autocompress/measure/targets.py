@@ -1,0 +1,38 @@
+"""Which target measures: one frozen class of settings per kind, joined in `TargetConfig`.
+
+A runtime is imported only when its target is built, so that a study file is checked without any.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from autocompress.errors import MeasurementError
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
+from autocompress.measure.target import TargetSettings
+
+
+def _default_kind(value: Any) -> Any:
+    return {"kind": OnnxRuntimeCpu().kind, **value} if isinstance(value, dict) else value
+
+
+#: Settings of any target; a mapping without ``kind`` means the default one.
+TargetConfig = Annotated[OnnxRuntimeCpu, BeforeValidator(_default_kind)]
+
+
+def target_settings(**values: Any) -> TargetSettings:
+    """Settings of the target that the values name, such as those on an evidence card.
+
+    Raises:
+        MeasurementError: there is no such kind, or a value is not one that it takes.
+    """
+    try:
+        found: TargetSettings = TypeAdapter(TargetConfig).validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(detail["msg"] for detail in error.errors(include_url=False))
+        raise MeasurementError(
+            f"expected the settings of a target that is known here, got {values}: {problems}"
+        ) from error
+    return found
