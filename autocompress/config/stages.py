@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from autocompress.measure.metrics import MetricConfig, OutputKind
+from autocompress.records import Metric
 from autocompress.search.samplers import NSGA2, SamplerConfig
 
 #: What a name may be made of.
@@ -14,6 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _HIDDEN = str(SecretStr("any"))
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
 
@@ -39,8 +42,8 @@ class _Part(BaseModel):
 class Limit(_Part):
     """Smallest and largest acceptable value of an objective, in its own unit; at least one is given."""
 
-    min: Amount | None = None
-    max: Amount | None = None
+    min: Finite | None = None
+    max: Finite | None = None
 
     @model_validator(mode="after")
     def _reachable(self) -> Limit:
@@ -117,7 +120,50 @@ class FinalistsConfig(_Part):
 
 
 class MeasureConfig(_Part):
-    """How candidates are measured, on whichever target."""
+    """How candidates are measured, on whichever target.
+
+    Attributes:
+        rounds: blocks of inferences per network in a latency reading.
+        block_s: shortest time of a block, in seconds.
+        repeats: how often a noisy reading is taken again before it is marked.
+        dispersion: interquartile range of the rounds' ratios, as a share of their median, beyond which a reading is
+            noisy.
+        drift: of the dense baseline within a reading, as a share of its median, beyond which the reading is noisy.
+        exclusive: how training keeps out of a reading's way: it waits, or moves to the cores that do not measure.
+        batch_sizes: examples per inference at which the throughput of finalists is measured.
+        metrics: measured beside the task's own: scikit-learn's by name, or functions.
+        outputs: what the network's outputs are taken for by scikit-learn's classification metrics.
+    """
+
+    rounds: Annotated[int, Field(strict=True, ge=10)] = 20
+    block_s: Positive = 0.005
+    repeats: Annotated[int, Field(strict=True, ge=0)] = 2
+    dispersion: Positive = 0.1
+    drift: Positive = 0.1
+    exclusive: Literal["wait", "move"] = "wait"
+    batch_sizes: tuple[Count, ...] = (1, 8)
+    metrics: tuple[MetricConfig, ...] = ()
+    outputs: OutputKind = "logits"
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"expected distinct batch sizes, got {list(value)}")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _told_apart(cls, value: tuple[MetricConfig, ...]) -> tuple[MetricConfig, ...]:
+        names = [config.metric().name for config in value]
+        if len(set(names)) != len(names):
+            raise ValueError(f"expected metrics of distinct names, got {', '.join(names)}")
+        return value
+
+    @property
+    def known_metrics(self) -> tuple[Metric, ...]:
+        """Name, direction and source of every metric."""
+        return tuple(config.metric(self.outputs) for config in self.metrics)
 
 
 class RegistryConfig(_Part):

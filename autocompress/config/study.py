@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from autocompress.config.stages import (
     NAME,
@@ -23,16 +23,34 @@ from autocompress.config.stages import (
     checked_name,
 )
 from autocompress.errors import ConfigError
+from autocompress.measure.metrics import FunctionMetric
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.targets import TargetConfig
-from autocompress.records import Bound, ObjectiveName
+from autocompress.records import FIXED, Bound, Metric, ObjectiveName
 from autocompress.space.config import SpaceConfig, load_space, read_space
-from autocompress.space.explain import nearest, validate
+from autocompress.space.explain import Described, alternatives, nearest, validate
 from autocompress.space.reference import TaskConfig, anchored, reference_problem
-from autocompress.space.yaml import Document, flatten, override, read_document
+from autocompress.space.yaml import Document, KeyPath, flatten, key_text, override, read_document
 
 #: Where studies are kept unless the study file says otherwise.
 OUTPUT = Path("autocompress-runs")
+
+
+def _known(name: str, info: ValidationInfo) -> str:
+    """The name of an objective that this study has."""
+    measure = info.data.get("measure")
+    if measure is None:  # is wrong itself
+        return name
+    known = (*FIXED, *(metric.name for metric in measure.known_metrics))
+    if name not in known:
+        natural = name.removeprefix("neg_")
+        guess = f" (did you mean {natural!r}?)" if natural in known else nearest(name, known)
+        raise ValueError(f"expected {alternatives(known)}{guess}, got {name!r}")
+    return name
+
+
+#: A fixed objective, or one of the study's metrics.
+Objective = Annotated[ObjectiveName, AfterValidator(_known), Described(f"{alternatives(FIXED)}, or a metric's name")]
 
 
 class Study(BaseModel):
@@ -63,8 +81,9 @@ class Study(BaseModel):
     space: SpaceConfig = Field(default_factory=lambda: load_space("joint"))
     target: TargetConfig = OnnxRuntimeCpu()
     measure: MeasureConfig = MeasureConfig()
-    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("accuracy", "latency_ms")
-    constraints: dict[ObjectiveName, Limit] = {}
+    # After `measure`, whose metrics their names are checked against.
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy", "latency_ms")
+    constraints: dict[Objective, Limit] = {}
     search: SearchConfig = SearchConfig()
     finalists: FinalistsConfig = FinalistsConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -96,18 +115,22 @@ class Study(BaseModel):
 
     @field_validator("objectives")
     @classmethod
-    def _distinct(cls, value: tuple[ObjectiveName, ...]) -> tuple[ObjectiveName, ...]:
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"expected distinct objectives, got {list(value)}")
         return value
 
     @field_validator("constraints")
     @classmethod
-    def _accuracy_is_a_share(cls, value: dict[ObjectiveName, Limit]) -> dict[ObjectiveName, Limit]:
+    def _reachable(cls, value: dict[str, Limit]) -> dict[str, Limit]:
         limit = value.get("accuracy", Limit(min=0.0))
         for bound in (limit.min, limit.max):
             if bound is not None and bound > 1.0:
                 raise ValueError(f"expected an accuracy from 0 to 1, got {bound}")
+        for name, limit in value.items():
+            for side, bound in (("min", limit.min), ("max", limit.max)):
+                if name in FIXED and bound is not None and bound < 0.0:
+                    raise ValueError(f"expected {name}.{side} >= 0, as {name} is never below, got {bound}")
         return value
 
     @property
@@ -127,6 +150,11 @@ class Study(BaseModel):
         return tuple(found)
 
     @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics beside the task's own; any of them may be an objective or be bounded."""
+        return self.measure.known_metrics
+
+    @property
     def wants_packed(self) -> bool:
         """The size of the packed form is an objective or bounded, so that it has to be made for every candidate."""
         return "packed_bytes" in (*self.objectives, *self.constraints)
@@ -144,7 +172,8 @@ class Study(BaseModel):
         data = self.model_dump(mode="json", exclude={"output", "registry"})
         for key in ("trials", "workers", "timeout_s", "memory_gb", "storage", "max_failures"):
             del data["search"][key]
-        del data["finalists"]["timeout_s"]
+        del data["finalists"]["timeout_s"], data["target"]["node_wait_s"]
+        del data["measure"]["batch_sizes"]
         return data
 
     @classmethod
@@ -264,16 +293,20 @@ def _build(document: Document, overrides: Sequence[str], base: Path) -> Study:
     if isinstance(reference, str):
         # Judged by itself, so that its problems carry its own file and lines.
         data["space"] = _space(reference, document, base, problems)
-    _anchor_task(data, base)
+    _anchor(data, base)
     try:
         study = validate(Study, document)
     except ConfigError as error:
         problems += str(error).splitlines()
     else:
-        problem = reference_problem(study.task.factory)
-        if problem is not None:
-            path = ("task", "factory")
-            problems.append(f"{document.place(path)}: task.factory: expected {problem}")
+        functions: list[tuple[KeyPath, str]] = [(("task", "factory"), study.task.factory)]
+        for i, metric in enumerate(study.measure.metrics):
+            if isinstance(metric, FunctionMetric):
+                functions.append((("measure", "metrics", i, "function"), metric.function))
+        for path, function in functions:
+            problem = reference_problem(function)
+            if problem is not None:
+                problems.append(f"{document.place(path)}: {key_text(path)}: expected {problem}")
         if study.search.needs_storage:
             place = document.place(("search", "storage"))
             problems.append(
@@ -300,9 +333,15 @@ def _space(reference: str, document: Document, base: Path, problems: list[str]) 
     return read_space("joint").data
 
 
-def _anchor_task(data: dict[str, Any], base: Path) -> None:
+def _anchor(data: dict[str, Any], base: Path) -> None:
+    """Relative files of functions start from the study file's folder."""
     task = data.get("task")
     if isinstance(task, str):
         data["task"] = anchored(task, base)
     elif isinstance(task, dict) and isinstance(task.get("factory"), str):
         task["factory"] = anchored(task["factory"], base)
+    measure = data.get("measure")
+    metrics = measure.get("metrics") if isinstance(measure, dict) else None
+    for metric in metrics if isinstance(metrics, list) else []:
+        if isinstance(metric, dict) and isinstance(metric.get("function"), str):
+            metric["function"] = anchored(metric["function"], base)

@@ -10,7 +10,7 @@ import moocore
 import numpy as np
 
 from autocompress.front.dominance import checked, non_dominated
-from autocompress.records import Baseline, Fidelity, Role, TrialRecord
+from autocompress.records import FIXED, Baseline, Fidelity, Metric, Role, TrialRecord
 
 #: How much more error than the dense model's still counts, as a share of all examples.
 ERROR_MARGIN = 0.10
@@ -33,7 +33,7 @@ class TracePoint(NamedTuple):
 
 
 def baseline_values(baseline: Baseline, role: Role) -> dict[str, float]:
-    """The dense model's value of every objective, its accuracy on the split `role`.
+    """The dense model's value of every objective, its accuracy and metrics on the split `role`.
 
     Raises:
         ValueError: the baseline was not evaluated on that split.
@@ -49,21 +49,29 @@ def baseline_values(baseline: Baseline, role: Role) -> dict[str, float]:
         "parameters": float(artifact.parameters),
         "worst_class_drop": 0.0,
         **({"packed_bytes": float(artifact.packed_bytes)} if artifact.packed_bytes else {}),
+        **{name: estimate.value for name, estimate in baseline.metrics.get(role, {}).items()},
     }
 
 
-def hypervolume(values: Sequence[Mapping[str, float]], dense: Mapping[str, float], objectives: Sequence[str]) -> float:
+def hypervolume(
+    values: Sequence[Mapping[str, float]],
+    dense: Mapping[str, float],
+    objectives: Sequence[str],
+    metrics: Sequence[Metric] = (),
+) -> float:
     """Share of the box between the ideal and the reference point that the set dominates.
 
     The box is fixed by the dense model, so that values are comparable between searches on the same model, data and
-    host: error = 1 - accuracy spans [0, dense error + 0.10], the worst class's drop [0, 0.20] (a gain counts as 0), and
-    every cost [0, dense cost]. Adding a point never lowers the value. A point beyond the box in any objective adds
-    nothing; so neither does the dense model.
+    host: error = 1 - accuracy spans [0, dense error + 0.10], the worst class's drop [0, 0.20] (a gain counts as 0),
+    every cost [0, dense cost], and a metric's distance to its best value [0, dense distance + margin], see `_gap`.
+    Adding a point never lowers the value. A point beyond the box in any objective adds nothing; so neither does the
+    dense model.
 
     Args:
         values: n points; each has a finite value for every objective.
         dense: the dense model's value for every objective, in the same units.
         objectives: m distinct names.
+        metrics: those of the study among `objectives`.
 
     Returns:
         In [0, 1]; 0 for no points.
@@ -74,13 +82,15 @@ def hypervolume(values: Sequence[Mapping[str, float]], dense: Mapping[str, float
     References:
         Zitzler and Thiele, 1998, "Multiobjective optimization using evolutionary algorithms"; computed by moocore.
     """
-    points = _normalised(values, dense, objectives)
+    points = _normalised(values, dense, objectives, metrics)
     if len(points) == 0:
         return 0.0
     return float(min(1.0, max(0.0, moocore.hypervolume(points, ref=np.ones(len(objectives))))))
 
 
-def trace(trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequence[str]) -> list[TracePoint]:
+def trace(
+    trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequence[str], metrics: Sequence[Metric] = ()
+) -> list[TracePoint]:
     """Hypervolume of the search's front after each trial that ended, in the order in which they ended.
 
     A trial counts for its value if it is complete, violates no constraint and, where latency is an objective, was not
@@ -90,6 +100,7 @@ def trace(trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequenc
         trials: the ledger's rows, in any order; those that have not ended are passed over.
         baseline: the dense model, evaluated on the validation split.
         objectives: names of the search's objectives.
+        metrics: those of the study among `objectives`.
 
     Returns:
         One point per ended trial.
@@ -110,7 +121,7 @@ def trace(trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequenc
     for count, (finished, _, trial) in enumerate(ended, start=1):
         if counts(trial, objectives) and trial.measurement is not None:
             values = {name: estimate.value for name, estimate in trial.measurement.values.items()}
-            points = np.concatenate([points, _normalised([values], dense, objectives)])
+            points = np.concatenate([points, _normalised([values], dense, objectives, metrics)])
             points = points[non_dominated(points)]
             volume = max(volume, float(moocore.hypervolume(points, ref=np.ones(len(objectives)))))
         result.append(TracePoint(clock.seconds(finished), min(1.0, volume), count))
@@ -127,10 +138,14 @@ def counts(trial: TrialRecord, objectives: Sequence[str]) -> bool:
 
 
 def _normalised(
-    values: Sequence[Mapping[str, float]], dense: Mapping[str, float], objectives: Sequence[str]
+    values: Sequence[Mapping[str, float]],
+    dense: Mapping[str, float],
+    objectives: Sequence[str],
+    metrics: Sequence[Metric],
 ) -> np.ndarray:
     """Points as shape (n, m), minimized, the box being [0, 1] in every column."""
     columns = []
+    known = {metric.name: metric for metric in metrics}
     for name in objectives:
         for row in (dense, *values):
             if name not in row:
@@ -140,11 +155,35 @@ def _normalised(
             columns.append((1.0 - column) / (1.0 - dense[name] + ERROR_MARGIN))
         elif name == "worst_class_drop":
             columns.append(np.maximum(column, 0.0) / WORST_CLASS_MARGIN)
+        elif name in known:
+            columns.append(_gap(known[name], column, dense[name]))
+        elif name not in FIXED:
+            raise ValueError(f"objective {name!r}: expected a fixed one or one of {sorted(known)}")
         elif dense[name] > 0:
             columns.append(column / dense[name])
         else:
             raise ValueError(f"dense {name}: expected a value > 0, got {dense[name]}")
     return checked(np.stack(columns, axis=1)) if columns else checked(np.empty((len(values), 0)))
+
+
+def _gap(metric: Metric, column: np.ndarray, dense: float) -> np.ndarray:
+    """Distances to the metric's best value, as shares of the box's width.
+
+    gap(x) = max(0, best - x), or max(0, x - best) for an error; the width is gap(dense) + margin. The margin is that
+    of accuracy, 0.10, where 1 is the best value, as of a share; else half of the dense gap, and 1 where that is 0.
+    Without a known best value it is dense + |dense|, or dense - |dense| for an error.
+
+    Args:
+        metric: knows direction and best value.
+        column: shape (n,).
+        dense: the dense model's value.
+    """
+    sign = 1.0 if metric.maximize else -1.0
+    best = metric.best if metric.best is not None else dense + sign * abs(dense)
+    gap = max(0.0, sign * (best - dense))
+    margin = ERROR_MARGIN if metric.maximize and metric.best == 1.0 else 0.5 * gap or 1.0
+    found: np.ndarray = np.maximum(0.0, sign * (best - column)) / (gap + margin)
+    return found
 
 
 def _same_fidelity(trials: Iterable[TrialRecord]) -> None:

@@ -11,7 +11,8 @@ from pydantic import FiniteFloat
 
 from autocompress.errors import ConfigError, NoCandidateError
 from autocompress.front.dominance import checked, non_dominated
-from autocompress.records import MAXIMIZED, Bound, ObjectiveName, Record
+from autocompress.records import FIXED, Bound, Metric, Record, is_maximized
+from autocompress.space.explain import nearest as suggestion
 
 Preference = Literal["fastest", "knee", "smallest", "accurate"]
 Alias = Literal["fastest", "knee", "most-accurate", "smallest", "champion"]
@@ -70,6 +71,7 @@ def pick(
     maximum: Mapping[str, float] | None = None,
     prefer: Preference = "fastest",
     objectives: Sequence[str] = ("accuracy", "latency_ms"),
+    metrics: Sequence[Metric] = (),
 ) -> Point:
     """The candidate that a policy prefers among those that meet every constraint.
 
@@ -83,6 +85,7 @@ def pick(
         maximum: objective name -> largest acceptable value.
         prefer: the policy.
         objectives: what the knee weighs.
+        metrics: those of the study among `objectives`; they know their directions.
 
     Returns:
         One of `points`.
@@ -91,17 +94,18 @@ def pick(
         NoCandidateError: none meets the constraints; the message names the nearest three and what each misses.
         ConfigError: a constraint or policy on a value that is unknown or that a candidate does not have.
     """
-    bounds = tuple(_bound(name, "min", value) for name, value in (minimum or {}).items())
-    bounds += tuple(_bound(name, "max", value) for name, value in (maximum or {}).items())
     if not points:
         raise NoCandidateError("expected at least one candidate to pick from, got none; register a front first")
+    known = list(dict.fromkeys([*FIXED, *(name for point in points for name in point.values)]))
+    bounds = tuple(_bound(name, "min", value, known) for name, value in (minimum or {}).items())
+    bounds += tuple(_bound(name, "max", value, known) for name, value in (maximum or {}).items())
     feasible = [p for p in points if all(b.violation(_value(p, b.objective)) <= 0 for b in bounds)]
     if not feasible:
         raise NoCandidateError(
             f"no candidate meets {' and '.join(_words(b) for b in bounds)}.\n{nearest(points, bounds)}"
         )
     if prefer == "knee":
-        return feasible[knee(_minimized(feasible, objectives))]
+        return feasible[knee(_minimized(feasible, objectives, metrics))]
     if prefer not in get_args(Preference):
         raise ConfigError(f"prefer: expected one of {', '.join(get_args(Preference))}, got {prefer!r}")
     first = {"fastest": "latency_ms", "smallest": "size_bytes", "accurate": "accuracy"}[prefer]
@@ -151,6 +155,7 @@ def aliases(
     *,
     dense_accuracy: float | None = None,
     objectives: Sequence[str] = ("accuracy", "latency_ms"),
+    metrics: Sequence[Metric] = (),
 ) -> dict[Alias, str]:
     """Who on a front is to be known by which name.
 
@@ -162,6 +167,7 @@ def aliases(
         points: the front.
         dense_accuracy: the dense model's accuracy on the same split; without it, the most accurate point's is used.
         objectives: what the knee weighs.
+        metrics: those of the study among `objectives`; they know their directions.
 
     Returns:
         Alias -> id. One point may have several aliases.
@@ -172,7 +178,7 @@ def aliases(
     """
     names = {
         "fastest": pick(points, prefer="fastest"),
-        "knee": pick(points, prefer="knee", objectives=objectives),
+        "knee": pick(points, prefer="knee", objectives=objectives, metrics=metrics),
         "most-accurate": pick(points, prefer="accurate"),
         "smallest": pick(points, prefer="smallest"),
     }
@@ -200,12 +206,12 @@ def _best(points: Sequence[Point], first: str) -> Point:
     return min(points, key=rank)
 
 
-def _minimized(points: Sequence[Point], objectives: Sequence[str]) -> np.ndarray:
-    return np.array([[_signed(p, name) for name in objectives] for p in points], dtype=float)
+def _minimized(points: Sequence[Point], objectives: Sequence[str], metrics: Sequence[Metric]) -> np.ndarray:
+    return np.array([[_signed(p, name, metrics) for name in objectives] for p in points], dtype=float)
 
 
-def _signed(point: Point, name: str) -> float:
-    return -_value(point, name) if name in MAXIMIZED else _value(point, name)
+def _signed(point: Point, name: str, metrics: Sequence[Metric] = ()) -> float:
+    return -_value(point, name) if is_maximized(name, metrics) else _value(point, name)
 
 
 def _value(point: Point, name: str) -> float:
@@ -214,9 +220,9 @@ def _value(point: Point, name: str) -> float:
     return point.values[name]
 
 
-def _bound(name: str, side: Literal["min", "max"], value: float) -> Bound:
-    if name not in get_args(ObjectiveName):
-        raise ConfigError(f"constraint: expected one of {', '.join(get_args(ObjectiveName))}, got {name!r}")
+def _bound(name: str, side: Literal["min", "max"], value: float, known: Sequence[str]) -> Bound:
+    if name not in known:
+        raise ConfigError(f"constraint: expected one of {', '.join(known)}{suggestion(name, known)}, got {name!r}")
     return Bound.model_validate({"objective": name, side: value})
 
 

@@ -12,7 +12,7 @@ from autocompress.pipeline.evaluate import evaluator_of
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import SearchState, reporter
-from autocompress.records import Baseline, Fidelity, TrialRecord, minimized
+from autocompress.records import Baseline, Fidelity, Metric, TrialRecord, minimized
 from autocompress.rng import derive_seed
 from autocompress.search.executor import search
 from autocompress.search.ledger import Ledger
@@ -23,7 +23,7 @@ def open_ledger(study: Study, *, create: bool = True) -> Ledger:
     """The study's ledger: a journal in its folder, or the database that it names."""
     storage = study.search.storage
     place = StudyFolder(study.folder).journal if storage is None else storage.get_secret_value()
-    return Ledger.open(place, study.name, study.objectives, study.bounds, create=create)
+    return Ledger.open(place, study.name, study.objectives, study.bounds, study.metrics, create=create)
 
 
 def load_trials(study: Study) -> tuple[TrialRecord, ...]:
@@ -36,13 +36,15 @@ def load_trials(study: Study) -> tuple[TrialRecord, ...]:
     return open_ledger(study, create=False).trials()
 
 
-def search_front(trials: tuple[TrialRecord, ...], objectives: tuple[str, ...]) -> tuple[TrialRecord, ...]:
+def search_front(
+    trials: tuple[TrialRecord, ...], objectives: tuple[str, ...], metrics: tuple[Metric, ...] = ()
+) -> tuple[TrialRecord, ...]:
     """The feasible, trusted trials that no other one dominates, one for each physical candidate, fastest first."""
     distinct = {t.plan.key: t for t in reversed(trials) if t.plan is not None and counts(t, objectives)}
     kept = [t for t in distinct.values() if t.measurement is not None]
     if not kept:
         return ()
-    best = non_dominated(minimized([t.measurement.values for t in kept if t.measurement], objectives))
+    best = non_dominated(minimized([t.measurement.values for t in kept if t.measurement], objectives, metrics))
     members = [t for t, good in zip(kept, best, strict=True) if good]
     return tuple(sorted(members, key=lambda t: t.measurement.values["latency_ms"].value if t.measurement else 0.0))
 
@@ -57,14 +59,14 @@ def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ..
         elapsed_s: since this process began to search.
     """
     ended = [t for t in trials if t.state in ("complete", "failed")]
-    front = search_front(trials, study.objectives)
+    front = search_front(trials, study.objectives, study.metrics)
     values = [{k: e.value for k, e in t.measurement.values.items()} for t in front if t.measurement]
     return SearchState(
         done=len(ended),
         total=study.search.trials,
         failed=sum(t.state == "failed" for t in ended),
         front_size=len(front),
-        hypervolume=hypervolume(values, baseline_values(baseline, "validation"), study.objectives),
+        hypervolume=hypervolume(values, baseline_values(baseline, "validation"), study.objectives, study.metrics),
         elapsed_s=elapsed_s,
         left_s=None,
     )

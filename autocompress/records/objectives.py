@@ -12,7 +12,15 @@ from pydantic import Field, FiniteFloat, StringConstraints
 from autocompress.records.base import Estimate, Record
 
 FixedObjective = Literal[
-    "accuracy", "latency_ms", "size_bytes", "packed_bytes", "macs", "parameters", "worst_class_drop"
+    "accuracy",
+    "latency_ms",
+    "size_bytes",
+    "packed_bytes",
+    "macs",
+    "parameters",
+    "worst_class_drop",
+    "peak_memory_bytes",
+    "energy_mj",
 ]
 #: Objectives that every study knows. A study's own metrics come on top: `Metric`.
 FIXED: tuple[str, ...] = get_args(FixedObjective)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from autocompress.records.base import Estimate, Record, digest
+from autocompress.records.graph import RuntimeGraph
+from autocompress.records.objectives import FIXED
 
-ObjectiveName = Literal[
-    "accuracy", "latency_ms", "size_bytes", "packed_bytes", "macs", "parameters", "worst_class_drop"
-]
 Role = Literal["train", "validation", "selection", "test"]
-
-#: Objectives to be maximized; every other one is minimized.
-MAXIMIZED: frozenset[str] = frozenset({"accuracy"})
 
 
 class Fidelity(Record):
@@ -33,7 +27,21 @@ class Fidelity(Record):
 
 
 class Host(Record):
-    """Fingerprint of where a latency was taken. A reading never leaves the host that it names."""
+    """Fingerprint of where a latency was taken. A reading never leaves the host that it names.
+
+    Attributes:
+        cpu: name, family and model.
+        cores: of the machine.
+        flags: instruction sets by which runtimes choose their kernels.
+        memory_gb: of the machine, in GiB.
+        system: kernel, its release, and architecture.
+        runtime: name and version.
+        threads: that share one inference.
+        governor: of the processor's clock, such as ``"performance"``; None where the system does not say.
+        device: name and driver of what computes beside the processor; None where nothing does.
+        node: labels of the cluster's node that took the reading, such as ``"device=rpi5"``; None for the machine that
+            the candidate was built on.
+    """
 
     cpu: str
     cores: int
@@ -42,11 +50,30 @@ class Host(Record):
     system: str
     runtime: str
     threads: int
+    governor: str | None = None
+    device: str | None = None
+    node: str | None = None
 
     @property
     def key(self) -> str:
-        """Content hash, 12 hex digits."""
-        return digest(self)[:12]
+        """Content hash, 12 hex digits; of what is known, so that a new attribute leaves other hosts' keys alone."""
+        return digest(self.model_dump(mode="json", exclude_none=True))[:12]
+
+
+class Throughput(Record):
+    """Examples per second of one artifact beside the dense baseline, at one batch size.
+
+    Attributes:
+        batch_size: examples per inference.
+        examples_per_s: batch size / latency of one inference, taken by the interleaved protocol, with its interval.
+        baseline_per_s: of the dense baseline in the same session.
+        noisy: as of the latency that it was computed from.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)]
+    examples_per_s: Estimate
+    baseline_per_s: float
+    noisy: bool = False
 
 
 class LatencyReading(Record):
@@ -60,6 +87,11 @@ class LatencyReading(Record):
         rounds, batch_size, threads: how it was taken.
         load: 1-minute load average of the host before the reading.
         noisy: the reading was still too dispersed, or its baseline drifted by over 10%, after all repeats.
+        attempts: how often it was taken until it was not noisy, or given up.
+        dispersion: interquartile range of the rounds' ratios over their median.
+        drift: of the baseline within the reading, as a share of its median.
+        cores: that the computing threads were held to; empty if they were left to the system.
+        throughput: by batch size; empty where only the latency was asked for.
     """
 
     latency_ms: Estimate
@@ -71,6 +103,31 @@ class LatencyReading(Record):
     batch_size: int
     threads: int
     load: float
+    noisy: bool = False
+    attempts: int = 1
+    dispersion: float = 0.0
+    drift: float = 0.0
+    cores: tuple[int, ...] = ()
+    throughput: tuple[Throughput, ...] = ()
+
+
+class EnergyReading(Record):
+    """Energy of one inference beside the dense baseline, from the host's counters; idle power is in it.
+
+    Attributes:
+        energy_mj: median of per-window ratios × median of the baseline, in millijoules, with its bootstrap interval.
+        ratio: median of per-window ratios to the dense baseline, with its interval.
+        baseline_mj: the baseline's median in the same session.
+        windows: per network.
+        counters: what was summed, such as ``"intel-rapl:0 package-0"``.
+        noisy: the windows' ratios were too dispersed, or the baseline drifted.
+    """
+
+    energy_mj: Estimate
+    ratio: Estimate
+    baseline_mj: float
+    windows: int
+    counters: tuple[str, ...]
     noisy: bool = False
 
 
@@ -84,7 +141,7 @@ class LayerReport(Record):
         zeros: weights that are zero.
         weights: number of weights.
         stored_bits: bits that the file spends on each weight.
-        compute: what a runtime computes with: ``"integer"``: weights and activations are integers; ``"weights"``:
+        compute: what a runtime is expected to compute with, by the file: ``"integer"``: weights and activations are integers; ``"weights"``:
             the kernel reads integer weights and float activations; ``"float"``: floats, so that fewer bits are
             storage only.
     """
@@ -121,6 +178,18 @@ class Artifact(Record):
     macs: int
     parameters: int
     layers: tuple[LayerReport, ...]
+
+
+def settled(artifact: Artifact, graph: RuntimeGraph | None) -> Artifact:
+    """The artifact with what its layers are computed with as the runtime tells it, where the file only lets expect it.
+
+    Args:
+        artifact: read from the file.
+        graph: the runtime's; None leaves the artifact as it is.
+    """
+    found = {layer.name: layer.compute for layer in graph.layers} if graph is not None else {}
+    layers = (r.model_copy(update={"compute": found.get(r.name, r.compute)}) for r in artifact.layers)
+    return artifact.model_copy(update={"layers": tuple(layers)})
 
 
 class ClassChange(Record):
@@ -167,19 +236,56 @@ class Fairness(Record):
     models: int | None = None
 
 
+class ClassAgreement(Record):
+    """How often two models predict alike on the examples of one class.
+
+    Attributes:
+        target: index of the class.
+        examples: of this class.
+        dense: share of them on which artifact and dense artifact predict alike, with its interval.
+        torch: share on which artifact and its own torch network do; None where that was not asked.
+    """
+
+    target: Annotated[int, Field(ge=0)]
+    examples: Annotated[int, Field(ge=1)]
+    dense: Estimate
+    torch: Estimate | None = None
+
+
+class Agreement(Record):
+    """How often the artifact's prediction is another model's, whether right or wrong, on the same examples.
+
+    Attributes:
+        dense: the dense artifact's, on the runtime.
+        torch: the torch network's that the artifact was exported from; None where the artifact is quantized, and so
+            is another network.
+        classes: those with examples, by index.
+    """
+
+    dense: Estimate
+    torch: Estimate | None = None
+    classes: Annotated[tuple[ClassAgreement, ...], Field(min_length=1)]
+
+
 class Measurement(Record):
     """Everything measured of one artifact at one fidelity.
 
     Attributes:
         plan_key: the physical candidate.
-        values: objective name -> estimate. Accuracy is the runtime's, on the bytes with `artifact.sha256`.
+        values: objective name -> estimate, of fixed objectives and the study's metrics. Accuracy and metrics are the
+            runtime's, on the bytes with `artifact.sha256`.
         role: the split that the accuracy was measured on.
         latency: the reading behind ``values["latency_ms"]``.
+        energy: the reading behind ``values["energy_mj"]``; None if it was not asked for.
         agreement: largest absolute difference between torch's and the runtime's outputs before quantization.
         seconds: part name (``"compress"``, ``"recover"``, ``"export"``, ``"quality"``, ``"latency"``) -> wall time.
         cached: answered from an earlier evaluation of the same physical candidate.
         warnings: what a reader should know, in words.
         fairness: change per class on the same split; None for a task that is no classification.
+        graph: what the runtime made of the artifact; None in a search, and where the runtime does not show it.
+        node_id: Ray's id of the node that took the latency; empty for the machine that the candidate was built on.
+        predictions: how often predictions are the dense model's and torch's, of a finalist; None in the search, and
+            for a task that is no classification.
     """
 
     plan_key: str
@@ -188,16 +294,22 @@ class Measurement(Record):
     values: dict[str, Estimate]
     artifact: Artifact
     latency: LatencyReading
+    energy: EnergyReading | None = None
     host: Host
     agreement: float
     seconds: dict[str, float] = Field(default_factory=dict)
     cached: bool = False
     warnings: tuple[str, ...] = ()
     fairness: Fairness | None = None
+    graph: RuntimeGraph | None = None
+    predictions: Agreement | None = None
+    node_id: str = ""
 
 
 def check_values(values: dict[str, Estimate], names: tuple[str, ...]) -> None:
     """The gate before anything is told to a study: every objective is there, finite and in range.
+
+    A metric of the study may have any finite value.
 
     Raises:
         ValueError: naming the objective, its value and the range.
@@ -214,20 +326,5 @@ def check_values(values: dict[str, Estimate], names: tuple[str, ...]) -> None:
         if name == "worst_class_drop":
             if not -1.0 <= estimate.value <= 1.0:
                 raise ValueError(f"objective 'worst_class_drop': expected a value in [-1, 1], got {estimate.value}")
-        elif name != "accuracy" and not estimate.value > 0.0:
+        elif name in FIXED and name != "accuracy" and not estimate.value > 0.0:
             raise ValueError(f"objective {name!r}: expected a value > 0, got {estimate.value}")
-
-
-def minimized(values: Sequence[dict[str, Estimate]], objectives: Sequence[str]) -> np.ndarray:
-    """Objective values as an array in which every column is to be minimized.
-
-    Args:
-        values: n measurements' values by objective name.
-        objectives: m names, the columns.
-
-    Returns:
-        Shape (n, m), each column in its objective's unit; maximized objectives are negated.
-    """
-    signs = [-1.0 if name in MAXIMIZED else 1.0 for name in objectives]
-    rows = [[sign * v[name].value for name, sign in zip(objectives, signs, strict=True)] for v in values]
-    return np.array(rows, dtype=float).reshape(len(values), len(objectives))

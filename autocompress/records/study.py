@@ -8,8 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from autocompress.records.base import Estimate, Record
+from autocompress.records.graph import RuntimeGraph
+from autocompress.records.objectives import ObjectiveName
 from autocompress.records.plan import Plan
-from autocompress.records.results import Artifact, Host, Measurement, ObjectiveName
+from autocompress.records.results import Artifact, Host, Measurement
 
 
 class Bound(Record):
@@ -47,7 +49,10 @@ class Baseline(Record):
 
     Attributes:
         accuracy: role -> estimate, for validation and selection; test is there once it was opened.
+        metrics: role -> metric -> estimate, of the study's metrics.
         latency_ms: of the dense artifact beside itself.
+        graph: what the runtime made of the dense artifact; None until finalists are measured, and where the runtime
+            does not show it.
     """
 
     artifact: Artifact
@@ -55,6 +60,8 @@ class Baseline(Record):
     latency_ms: float
     host: Host
     agreement: float
+    metrics: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    graph: RuntimeGraph | None = None
 
 
 TrialState = Literal["waiting", "running", "complete", "failed"]
@@ -97,7 +104,10 @@ class Finalist(Record):
         search: its measurement in the search (validation split).
         final: its measurement after full recovery (selection split).
         test: accuracy on the test split, opened once; None until then, and for finalists off the final front.
-        on_front: non-dominated on the selection split.
+        test_metrics: the study's metrics on the test split, likewise.
+        on_front: a member of the final front: no other finalist dominates it beyond noise, on the selection split,
+            and of finalists that noise does not let tell apart it stands for the others.
+        tied_with: trial numbers of the feasible finalists that noise does not let tell apart from this one.
         controls: control ("magnitude", "random", "from-scratch") -> accuracy on the selection split of the same plan
             made that way, with as much training; only for members of the final front, and those that were asked for.
     """
@@ -107,7 +117,9 @@ class Finalist(Record):
     search: Measurement
     final: Measurement
     test: Estimate | None = None
+    test_metrics: dict[str, Estimate] = Field(default_factory=dict)
     on_front: bool = False
+    tied_with: tuple[int, ...] = ()
     controls: dict[str, Estimate] = Field(default_factory=dict)
 
 

@@ -16,6 +16,7 @@ from autocompress.records import (
     LeftDense,
     Lineage,
     Measurement,
+    Metric,
     ObjectiveName,
     Plan,
     Record,
@@ -71,6 +72,7 @@ class Origin(Record):
         splits: the four roles, each once.
         target: what the latency was measured on.
         objectives: what the search looked for.
+        metrics: what was measured beside the task's own metric, and how.
         seed: root seed of the study.
         dense: the dense model as it would ship, measured like this one.
         lineage: hashes of all inputs.
@@ -82,6 +84,7 @@ class Origin(Record):
     splits: tuple[Split, ...]
     target: TargetReference
     objectives: tuple[ObjectiveName, ...]
+    metrics: tuple[Metric, ...] = ()
     seed: int
     dense: Baseline
     lineage: Lineage
@@ -110,6 +113,7 @@ class EvidenceCard(Record):
         search: the measurement that put the candidate on the search's front (validation split).
         final: the measurement after full recovery (selection split).
         test: accuracy on the test split, opened once, after all selection was done.
+        test_metrics: the study's metrics on the test split, likewise.
         created: when the card was written, UTC.
     """
 
@@ -121,6 +125,7 @@ class EvidenceCard(Record):
     search: Measurement
     final: Measurement
     test: Estimate
+    test_metrics: dict[str, Estimate] = Field(default_factory=dict)
     created: datetime
 
     @model_validator(mode="after")
@@ -158,6 +163,7 @@ class EvidenceCard(Record):
             search=finalist.search,
             final=finalist.final,
             test=finalist.test,
+            test_metrics=finalist.test_metrics,
             created=created or datetime.now(UTC),
         )
 

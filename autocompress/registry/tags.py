@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import get_args
 
 from autocompress.errors import RegistryError
-from autocompress.records import Estimate, Lineage, ObjectiveName, Plan, Version, digest
+from autocompress.records import FIXED, Estimate, Lineage, Plan, Version, digest
 from autocompress.registry.card import EvidenceCard
 from autocompress.registry.redact import redact
 from autocompress.space.words import plan_words
@@ -25,8 +24,8 @@ PLAN = PREFIX + "plan"
 SHA256 = PREFIX + "sha256"
 CARD_SHA256 = PREFIX + "card_sha256"
 HOST = PREFIX + "host"
-
-OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+#: Metrics of the study stand below this, apart from the tags above.
+METRIC = PREFIX + "metric."
 
 
 def study_key(lineage: Lineage) -> str:
@@ -78,8 +77,14 @@ def version_tags(card: EvidenceCard, key: str, card_sha256: str) -> dict[str, st
         **_estimate_tags("test_accuracy", card.test),
     }
     for name, estimate in final.values.items():
-        tags |= _estimate_tags(name, estimate)
+        tags |= _estimate_tags(_place(name), estimate)
+    for name, estimate in card.test_metrics.items():
+        tags |= _estimate_tags(f"test_metric.{name}", estimate)
     return {name: redact(value) for name, value in tags.items()}
+
+
+def _place(objective: str) -> str:
+    return objective if objective in FIXED else METRIC.removeprefix(PREFIX) + objective
 
 
 def _estimate_tags(name: str, estimate: Estimate) -> dict[str, str]:
@@ -90,7 +95,7 @@ def _estimate_tags(name: str, estimate: Estimate) -> dict[str, str]:
 
 
 def estimates(version: Version) -> dict[str, Estimate]:
-    """Objective name -> estimate, as measured on the selection split. Empty for a version of another tool.
+    """Objective or metric -> estimate, as measured on the selection split. Empty for a version of another tool.
 
     Accuracy on the test split is not among them: nothing may be picked by it.
 
@@ -98,10 +103,11 @@ def estimates(version: Version) -> dict[str, Estimate]:
         RegistryError: a tag that should hold a number holds something else.
     """
     found: dict[str, Estimate] = {}
-    for name in OBJECTIVES:
-        value = _number(version, PREFIX + name)
+    metrics = (tag.removeprefix(METRIC).partition(".")[0] for tag in version.tags if tag.startswith(METRIC))
+    for name in dict.fromkeys((*FIXED, *metrics)):
+        value = _number(version, PREFIX + _place(name))
         if value is not None:
-            low, high = (_number(version, f"{PREFIX}{name}.{end}") for end in ("low", "high"))
+            low, high = (_number(version, f"{PREFIX}{_place(name)}.{end}") for end in ("low", "high"))
             found[name] = Estimate(value=value, low=value if low is None else low, high=value if high is None else high)
     return found
 

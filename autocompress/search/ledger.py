@@ -18,14 +18,15 @@ from pydantic import ValidationError
 
 from autocompress.errors import AutocompressError, SearchError, StudyChangedError
 from autocompress.records import (
-    MAXIMIZED,
     Bound,
     Measurement,
+    Metric,
     ParamValue,
     Plan,
     Record,
     TrialRecord,
     check_values,
+    is_maximized,
 )
 from autocompress.records import TrialState as StateName
 from autocompress.search.journal import JournalFile
@@ -83,6 +84,7 @@ class Ledger:
         name: str,
         objectives: Sequence[str],
         bounds: Sequence[Bound] = (),
+        metrics: Sequence[Metric] = (),
         *,
         create: bool = True,
     ) -> Ledger:
@@ -94,6 +96,7 @@ class Ledger:
             name: of the study, in that storage.
             objectives: names, in the order of the study's values.
             bounds: constraints; a trial that violates one is kept, and known as infeasible.
+            metrics: those of the study among the objectives; they know their directions.
             create: False to refuse a ledger that is not there.
 
         Raises:
@@ -102,7 +105,7 @@ class Ledger:
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directions: list[Literal["maximize", "minimize"]] = [
-            "maximize" if o in MAXIMIZED else "minimize" for o in objectives
+            "maximize" if is_maximized(o, metrics) else "minimize" for o in objectives
         ]
         with _readable(storage):
             if not create and isinstance(storage, Path) and not storage.is_file():

@@ -6,6 +6,7 @@ import difflib
 import json
 import types
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -17,6 +18,13 @@ from autocompress.errors import ConfigError
 from autocompress.space.yaml import Document, KeyPath, key_text
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Put into a type's ``Annotated``: what a message calls what is expected there."""
+
+    words: str
 
 
 def validate(model: type[ModelT], document: Document) -> ModelT:
@@ -126,6 +134,9 @@ def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[KeyPat
 def describe(annotation: Any) -> str:
     """A type with its bounds, in words: ``"an integer >= 1"``."""
     bounds = _bounds(annotation)
+    own = next((item.words for item in _metadata(annotation) if isinstance(item, Described)), None)
+    if own is not None:
+        return own
     bare = _bare(annotation, keep_none=True)
     if type(None) in get_args(bare):
         return f"{_describe_bare(_bare(bare), bounds)} or null"
