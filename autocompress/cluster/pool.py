@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autocompress.cluster.device import answer_device
 from autocompress.cluster.interrupt import stop_signals
 from autocompress.cluster.process import KillableWorker, failure
 from autocompress.cluster.session import ray_session
@@ -98,7 +99,8 @@ class _JobActor:
     """Owns one killable process; an evaluation's failure is a value, no exception."""
 
     def __init__(self, evaluator: dict[str, Any], logs: str, memory_gb: float) -> None:
-        self._worker = KillableWorker(EvaluatorReference.model_validate(evaluator), Path(logs), memory_gb)
+        reference = EvaluatorReference.model_validate(evaluator)
+        self._worker = KillableWorker(reference, Path(logs), memory_gb, answer=answer_device)
 
     def evaluate(self, request: dict[str, Any], timeout_s: float) -> tuple[str, Any]:
         """``("ok", reply)`` or ``(kind, message)``."""

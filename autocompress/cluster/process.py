@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from autocompress.errors import WorkerError
+from autocompress.cluster.parent import Ask, refused
+from autocompress.errors import AutocompressError, MeasurementError, WorkerError
 from autocompress.records import EvaluatorReference
 
 #: Seconds that imports and the factory may take, before the candidate's own time begins.
@@ -29,6 +30,10 @@ _GIB = 2**30
 _names = itertools.count()
 
 
+def _no_answer(question: dict[str, Any]) -> dict[str, Any]:
+    raise MeasurementError("expected a parent that answers its evaluator's questions, got one that takes none")
+
+
 class KillableWorker:
     """A persistent child process that evaluates one request after another; started at the first, anew after a death.
 
@@ -37,6 +42,8 @@ class KillableWorker:
         logs: folder for what the child prints, one file per process; stack dumps of killed ones are there too.
         memory_gb: cap on the memory of the child and its descendants, in GiB.
         cancelled: looked at ten times a second during a call; true ends the call and the child.
+        answer: what the child asks by `autocompress.cluster.parent.ask_parent` is answered by this; an
+            `AutocompressError` that it raises is raised in the child.
     """
 
     def __init__(
@@ -45,11 +52,13 @@ class KillableWorker:
         logs: Path,
         memory_gb: float,
         cancelled: Callable[[], bool] = lambda: False,
+        answer: Ask = _no_answer,
     ) -> None:
         self._evaluator = evaluator
         self._logs = logs
         self._memory_gb = memory_gb
         self._cancelled = cancelled
+        self._answer = answer
         self._child: _Child | None = None
 
     @property
@@ -62,7 +71,8 @@ class KillableWorker:
 
         Args:
             request: JSON.
-            timeout_s: wall time for the answer, in seconds; starting the child is not counted.
+            timeout_s: wall time for the answer, in seconds; neither starting the child nor answering what it asks is
+                counted.
 
         Returns:
             The evaluator's reply, JSON.
@@ -98,6 +108,11 @@ class KillableWorker:
             line = child.receive(min(_POLL_S, max(0.0, deadline - time.monotonic())))
             if line is not None:
                 reply: dict[str, Any] = json.loads(line)
+                if "ask" in reply:
+                    asked = time.monotonic()
+                    child.send(self._answered(reply["ask"]))
+                    deadline += time.monotonic() - asked
+                    continue
                 if "error" in reply:
                     raise failure(reply["error"]["kind"], reply["error"]["message"])
                 return dict(reply["ok"])
@@ -112,6 +127,12 @@ class KillableWorker:
                 child.dump_stack()
                 raise self._ended("timeout", f"no answer within {timeout_s:g} s; its stack is in {child.log}")
         raise failure("died", "unreachable")  # pragma: no cover - the loop only ends by return or raise
+
+    def _answered(self, question: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"answer": self._answer(question)}
+        except AutocompressError as error:
+            return refused(error)
 
     def _ended(self, kind: str, message: str) -> WorkerError:
         self.close()

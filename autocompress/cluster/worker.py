@@ -1,7 +1,8 @@
 """The process that evaluates candidates, and that may be killed: ``python -m autocompress.cluster.worker``.
 
 Started by `autocompress.cluster.process.KillableWorker` only. It answers one JSON line with one JSON line over two
-pipes of its own, so that whatever the user's code prints goes to the log instead.
+pipes of its own, so that whatever the user's code prints goes to the log instead. In between it may ask its parent,
+see `autocompress.cluster.parent`.
 
 Before anything is imported it forks a guard, a few megabytes that wait for the end of file on a third pipe, which the
 parent holds open: when the parent dies, however it dies, the guard kills the whole process group, also one that is
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autocompress.cluster.parent import connect
 from autocompress.errors import AutocompressError
 from autocompress.references import load_object
 
@@ -43,16 +45,25 @@ def main(arguments: list[str]) -> None:
 
     evaluate: Evaluate | None = None
     with os.fdopen(requests_fd, "rb") as requests, os.fdopen(replies_fd, "wb") as replies:
-        for line in requests:
+
+        def send(message: dict[str, Any]) -> None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            replies.write(json.dumps(message).encode() + b"\n")
+            replies.flush()
+
+        def ask(question: dict[str, Any]) -> dict[str, Any]:
+            send(question)
+            return dict(json.loads(requests.readline()))
+
+        connect(ask)
+        while line := requests.readline():
             message = json.loads(line)
             if "factory" in message:
                 evaluate, reply = _build(message["factory"], message["arguments"])
             else:
                 reply = _answer(evaluate, message["request"])
-            sys.stdout.flush()
-            sys.stderr.flush()
-            replies.write(json.dumps(reply).encode() + b"\n")
-            replies.flush()
+            send(reply)
 
 
 def _fork_guard(requests_fd: int, replies_fd: int, alive_fd: int) -> None:

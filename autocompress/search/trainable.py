@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import tune
 
+from autocompress.cluster.device import answer_device
 from autocompress.cluster.process import KillableWorker
 from autocompress.errors import WorkerError
 from autocompress.records import EvaluatorReference
@@ -29,7 +30,10 @@ class CandidateTrainable(tune.Trainable):
         options = json.loads(config["worker"])
         self._timeout_s, self._retries = options["timeout_s"], options["retries"]
         self._worker = KillableWorker(
-            EvaluatorReference.model_validate(options["evaluator"]), Path(options["logs"]), options["memory_gb"]
+            EvaluatorReference.model_validate(options["evaluator"]),
+            Path(options["logs"]),
+            options["memory_gb"],
+            answer=answer_device,
         )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
