@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from autocompress.cluster.slot import ExclusiveSlot
 from autocompress.compress.engine import Compressed, build
 from autocompress.config import Study
 from autocompress.errors import AutocompressError, MeasurementError
 from autocompress.measure.fairness import fairness, is_classification
-from autocompress.measure.latency import measure
 from autocompress.measure.quality import accuracy, predict
+from autocompress.pipeline.costs import costs_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.identity import code_digest, dataset_digest
 from autocompress.pipeline.prepare import Prepared, Workbench, data_identity
+from autocompress.pipeline.probe import check_device, study_slot, take_readings
 from autocompress.records import Estimate, EvaluatorReference, Fairness, Fidelity, Measurement, Plan, Role, digest
 from autocompress.rng import derive_seed
 
@@ -64,7 +64,7 @@ class Evaluator:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self._slot = ExclusiveSlot(bench.folder.slot)
+        self._slot = study_slot(bench.study, bench.folder)
         self._code = code_digest(bench.study.task.factory)
 
     def __call__(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
@@ -93,7 +93,8 @@ class Evaluator:
                 "data": data_identity(bench.prepared),
                 "judged": dataset_digest(bench.task.selection) if role == "selection" else "",
                 "code": self._code,
-                "target": bench.study.target.model_dump(mode="json"),
+                "measure": bench.study.measure.model_dump(mode="json", exclude={"batch_sizes"}),
+                "target": bench.study.target.model_dump(mode="json", exclude={"node_wait_s"}),
                 "host": bench.host.key,
                 "fidelity": fidelity.model_dump(mode="json"),
                 "role": role,
@@ -111,6 +112,7 @@ class Evaluator:
 
     def _evaluate(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
         bench = self._bench
+        check_device(bench.study, bench.folder, bench.host)  # before minutes of training
         compressed = build(
             bench.task,
             bench.dense,
@@ -131,15 +133,30 @@ class Evaluator:
         if is_classification(outputs, targets):
             fair = fairness(bench.dense_outputs(role), outputs, targets, seed=seed)
         judged = time.monotonic()
-        with self._slot.measuring():
-            entered = time.monotonic()
-            reading = measure(
-                [session],
-                bench.dense_session,
-                bench.inputs,
-                seed=derive_seed(bench.study.seed, "latency", plan.key),
-            )[0]
-        bench.folder.write_artifact(compressed.model)
+        dense = bench.prepared.baseline.artifact.sha256
+        sha256 = bench.folder.write_artifact(compressed.model)
+        taken = take_readings(
+            bench.study,
+            bench.folder,
+            bench.target,
+            [sha256],
+            dense,
+            bench.inputs,
+            seed=derive_seed(bench.study.seed, "latency", plan.key),
+            baseline=bench.host,
+            loaded={sha256: session, dense: bench.dense_session},
+        )
+        reading = taken.readings[0]
+        read = time.monotonic()
+        (costs,) = costs_of(
+            bench.study,
+            bench.folder,
+            [(compressed.model, session)],
+            bench.dense_session,
+            bench.inputs,
+            seed=derive_seed(bench.study.seed, "costs", plan.key),
+            energy_mj=bench.prepared.baseline.energy_mj,
+        )
         return Measurement(
             plan_key=plan.key,
             fidelity=fidelity,
@@ -149,13 +166,16 @@ class Evaluator:
             values=values_of(compressed, quality, scaled(reading.ratio, bench.prepared.baseline.latency_ms), fair),
             artifact=compressed.artifact,
             latency=reading,
-            host=bench.host,
+            energy=costs.energy,
+            host=taken.host,
+            node_id=taken.node_id,
             agreement=compressed.agreement,
             seconds={
                 **compressed.seconds,
                 "quality": judged - started,
-                "wait": entered - judged,
-                "latency": time.monotonic() - entered,
+                "wait": read - judged - taken.seconds,
+                "latency": taken.seconds,
+                **costs.seconds,
             },
             warnings=compressed.warnings,
             fairness=fair,

@@ -12,19 +12,18 @@ from autocompress.front.dominance import non_dominated
 from autocompress.front.finalists import choose_finalists
 from autocompress.front.indicators import counts
 from autocompress.front.selection import Point, nearest
-from autocompress.measure.latency import measure
 from autocompress.pipeline.controls import control_plan
 from autocompress.pipeline.evaluate import evaluator_of, scaled
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.identity import code_digest, dataset_digest
 from autocompress.pipeline.prepare import Workbench, judge
+from autocompress.pipeline.probe import take_readings
 from autocompress.pipeline.progress import reporter
 from autocompress.records import (
     Baseline,
     Estimate,
     Fidelity,
     Finalist,
-    LatencyReading,
     Measurement,
     Plan,
     Record,
@@ -253,17 +252,27 @@ def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> list
     What was noisy is read again, beside another reading of the baseline: so ratios are compared, in milliseconds by
     the one baseline that the study reports.
     """
-    sessions = [bench.target.prepare(bench.folder.read_artifact(m.artifact.sha256)) for m in measured]
-    readings: list[LatencyReading] = measure(
-        sessions,
-        bench.dense_session,
+    taken = take_readings(
+        bench.study,
+        bench.folder,
+        bench.target,
+        [m.artifact.sha256 for m in measured],
+        bench.prepared.baseline.artifact.sha256,
         bench.inputs,
         seed=derive_seed(bench.study.seed, "latency", "finalists"),
+        baseline=bench.host,
     )
-    baseline_ms = readings[0].baseline_ms
+    baseline_ms = taken.readings[0].baseline_ms
     return [
-        m.model_copy(update={"latency": r, "values": {**m.values, "latency_ms": scaled(r.ratio, baseline_ms)}})
-        for m, r in zip(measured, readings, strict=True)
+        m.model_copy(
+            update={
+                "latency": r,
+                "host": taken.host,
+                "node_id": taken.node_id,
+                "values": {**m.values, "latency_ms": scaled(r.ratio, baseline_ms)},
+            }
+        )
+        for m, r in zip(measured, taken.readings, strict=True)
     ]
 
 

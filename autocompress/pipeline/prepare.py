@@ -23,12 +23,12 @@ from autocompress.compress.train import train_base
 from autocompress.config import Study, diff, read_identity
 from autocompress.errors import CompressionError, StudyChangedError
 from autocompress.inputs import Arrays, arrays
-from autocompress.measure.host import fingerprint
-from autocompress.measure.latency import measure
+from autocompress.measure.host import host_of
 from autocompress.measure.quality import accuracy, predict
 from autocompress.pipeline.allocations import allocation_tables
 from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
 from autocompress.pipeline.identity import dataset_digest, task_code_digest
+from autocompress.pipeline.probe import host_difference, measuring_host, take_readings
 from autocompress.pipeline.progress import reporter
 from autocompress.records import Allocation, Artifact, Baseline, Estimate, Host, Record, Role, Structure, digest
 from autocompress.rng import derive_seed
@@ -102,8 +102,8 @@ class Workbench:
 
     @cached_property
     def host(self) -> Host:
-        """Fingerprint of this machine with the target's runtime."""
-        return fingerprint(self.target.runtime, self.target.threads)
+        """Fingerprint that every reading must have: this machine's, or that of the device that took the baseline's."""
+        return self.prepared.baseline.host if self.study.target.node else host_of(self.target)
 
     @cached_property
     def inputs(self) -> Arrays:
@@ -175,15 +175,18 @@ def prepare(study: Study) -> Workbench:
         CompressionError: nothing in the model can be compressed.
         ConfigError: the space asks for an allocation, of which the model can give no share.
         StudyChangedError: configuration, data, trained weights, task code or host differ from the earlier run's.
+        MeasurementError: the device that the target names is not there, or training cannot keep out of readings' way
+            as the study asks; nothing is trained then.
     """
     report = reporter()
     report.stage("prepare", f"loading task {study.task.factory}")
     task = load_task(study.task.factory, study.task.arguments)
+    host = measuring_host(study, StudyFolder(study.folder))
     hashes = {role: dataset_digest(getattr(task, role)) for role in ("train", "validation")}
     folder = open_folder(study)
     earlier = read_record(folder.prepared, Prepared)
     if earlier is not None:
-        _refuse_changes(study, earlier, hashes, module_digest(_build(study, task)) if task.trained else None)
+        _refuse_changes(study, earlier, hashes, module_digest(_build(study, task)) if task.trained else None, host)
         bench = Workbench(study, folder, earlier)
         report.stage("prepare", f"taking up {folder.root}: the dense model and its baseline are there")
         return bench
@@ -224,10 +227,18 @@ def prepare(study: Study) -> Workbench:
     report.stage("prepare", "exporting and measuring the dense model")
     exported = export_onnx(module, example)
     session = target.prepare(exported.model)
-    folder.write_artifact(exported.model)
-    reading = measure(
-        [session], session, latency_inputs(task, target.batch_size), seed=derive_seed(study.seed, "latency")
-    )[0]
+    sha256 = folder.write_artifact(exported.model)
+    taken = take_readings(
+        study,
+        folder,
+        target,
+        [sha256],
+        sha256,
+        latency_inputs(task, target.batch_size),
+        seed=derive_seed(study.seed, "latency"),
+        baseline=host,
+        loaded={sha256: session},
+    )
     prepared = Prepared(
         task=task.name,
         model_sha256=module_digest(module),
@@ -237,8 +248,8 @@ def prepare(study: Study) -> Workbench:
         baseline=Baseline(
             artifact=_described(exported.model, packed=study.wants_packed),
             accuracy={"validation": judge(session, task, "validation", study.seed)},
-            latency_ms=reading.baseline_ms,
-            host=fingerprint(target.runtime, target.threads),
+            latency_ms=taken.readings[0].baseline_ms,
+            host=taken.host,
             agreement=exported.agreement,
         ),
         allocations=allocations,
@@ -272,15 +283,16 @@ def _build(study: Study, task: Task) -> nn.Module:
         return task.build()
 
 
-def _refuse_changes(study: Study, earlier: Prepared, hashes: dict[str, str], weights: str | None) -> None:
+def _refuse_changes(study: Study, earlier: Prepared, hashes: dict[str, str], weights: str | None, host: Host) -> None:
     before = {"task code": earlier.task_code_sha256, **{f"data ({k})": v for k, v in earlier.data_sha256.items()}}
     now = {"task code": task_code_digest(study.task.factory), **{f"data ({k})": v for k, v in hashes.items()}}
     if weights is not None:
         before["weights"], now["weights"] = earlier.model_sha256, weights
     # Every latency is a ratio times the baseline's: a ratio of another machine must not meet it.
-    target = study.target.build()
-    before["host"], now["host"] = earlier.baseline.host.key, fingerprint(target.runtime, target.threads).key
+    before["host"], now["host"] = earlier.baseline.host.key, host.key
     changed = [f"  {key}: {before[key][:12]} -> {now[key][:12]}" for key in before if before[key] != now[key]]
+    if before["host"] != now["host"]:
+        changed[-1] += f" ({host_difference(earlier.baseline.host, host)})"
     if changed:
         raise StudyChangedError(
             f"study {study.name!r}: what its values rest on has changed since it was started:\n"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from autocompress.compress.artifact import describe
 from autocompress.config import Study
-from autocompress.measure.host import fingerprint
+from autocompress.measure.host import host_of
 from autocompress.measure.latency import measure
 from autocompress.measure.quality import accuracy, predict
 from autocompress.measure.target import Target
@@ -134,7 +134,7 @@ def _quality(
         return [same]
     outputs, targets = predict(target.prepare(model), data)
     found = accuracy(outputs, targets, task.metric, seed=derive_seed(card.origin.seed, "bootstrap", role))
-    here = fingerprint(target.runtime, target.threads)
+    here = host_of(target)
     check = _equal(f"accuracy ({role})", f"{claimed.value:.6f}", f"{found.value:.6f}")
     if check.outcome == "differs" and here.key != card.final.host.key and claimed.low <= found.value <= claimed.high:
         # Kernels of another processor round differently: within the interval it says nothing against the card.
@@ -147,7 +147,7 @@ def _quality(
 def _latency(uri: str, model: bytes, card: EvidenceCard, target: Target, task: Task, store: Store) -> Check:
     claimed = card.final.latency
     words = f"{claimed.latency_ms.value:.4f} ms, {claimed.ratio.value:.3f} of dense"
-    here = fingerprint(target.runtime, target.threads)
+    here = host_of(target)
     if here.key != card.final.host.key:
         found = f"this host is {here.key} ({here.cpu}), the card's is {card.final.host.key}"
         return Check(name="latency", claimed=words, found=found, outcome="not comparable")
