@@ -3,6 +3,10 @@
 In every round each network, the baseline among them, runs one block of inferences, in an order shuffled afresh; what
 is compared are ratios within a round, so that a machine that slows down slows down both sides. The caller keeps
 everything else off the machine meanwhile, as `autocompress.cluster.slot` does.
+
+The protocol's numbers are the defaults of `Procedure`: 20 rounds of blocks of at least 5 ms; a warm-up of at most
+0.2 s per network, over once two blocks agree within 5%; a reading is noisy if the interquartile range of its rounds'
+ratios is over 10% of their median, or if the baseline drifted by over 10%; what is noisy is taken again twice.
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ import numpy as np
 from pydantic import Field
 
 from autocompress.errors import MeasurementError
+from autocompress.measure.affinity import computing, held, quietest, thread_times
 from autocompress.measure.host import load
 from autocompress.measure.ratios import Comparison, compare
 from autocompress.measure.target import Session, rows
-from autocompress.records import LatencyReading, Record
+from autocompress.records import Estimate, LatencyReading, Record, Throughput
 from autocompress.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ class Procedure(Record):
         dispersion: largest interquartile range of the rounds' ratios, as a share of their median.
         drift: largest drift of the baseline within a reading, as a share of its median.
         resamples: of the bootstrap.
+        pin: the threads that compute are held to the least busy cores while a reading lasts, where the system can.
     """
 
     rounds: Annotated[int, Field(ge=10)] = 20
@@ -52,6 +58,7 @@ class Procedure(Record):
     dispersion: Annotated[float, Field(gt=0.0)] = 0.1
     drift: Annotated[float, Field(gt=0.0)] = 0.1
     resamples: Annotated[int, Field(ge=100)] = 1000
+    pin: bool = True
 
 
 def measure(
@@ -88,7 +95,13 @@ def measure(
     batch_size = rows(inputs)
     baseline_call = baseline.runner(inputs)
     calls = [session.runner(inputs) for session in candidates]
-    repetitions = {call: _warm_up(call, procedure, clock) for call in (baseline_call, *calls)}
+    repetitions: dict[Call, int] = {}
+    computes: set[int] = set()
+    for call in (baseline_call, *calls):
+        ran = thread_times()
+        repetitions[call] = _warm_up(call, procedure, clock)
+        computes |= computing(ran, thread_times())
+    wide = max(session.threads for session in (baseline, *candidates))
     readings: dict[int, LatencyReading] = {}
     noisy = list(range(len(candidates)))
     for attempt in range(procedure.repeats + 1):
@@ -97,7 +110,9 @@ def measure(
         before = load()
         rng = np.random.default_rng(derive_seed(seed, "latency", attempt))
         chosen = [baseline_call, *(calls[i] for i in noisy)]
-        times = _take(chosen, [repetitions[call] for call in chosen], procedure.rounds, rng, clock)
+        # Chosen anew for every attempt: what disturbed one core may leave another alone.
+        with held(computes, quietest(wide) if procedure.pin else ()) as cores:
+            times = _take(chosen, [repetitions[call] for call in chosen], procedure.rounds, rng, clock)
         base_blocks = _blocks(times[0])
         for i, singles in zip(noisy, times[1:], strict=True):
             bootstrap_seed = derive_seed(seed, "bootstrap", attempt, i)
@@ -114,9 +129,65 @@ def measure(
                 threads=candidates[i].threads,
                 load=before,
                 noisy=is_noisy(comparison, procedure),
+                attempts=attempt + 1,
+                dispersion=comparison.dispersion,
+                drift=comparison.drift,
+                cores=cores,
             )
         noisy = [i for i in noisy if readings[i].noisy]
     return [readings[i] for i in range(len(candidates))]
+
+
+def throughput(
+    candidates: Sequence[Session],
+    baseline: Session,
+    batches: Sequence[Arrays],
+    *,
+    seed: int,
+    procedure: Procedure | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> list[tuple[Throughput, ...]]:
+    """Examples per second of candidates beside the baseline, at each batch size: see `rate`.
+
+    Args:
+        candidates: networks to compare.
+        baseline: the dense network.
+        batches: inputs as for `measure`, one for each batch size; none means that nothing is measured.
+        seed: of the order of networks and of the bootstrap.
+        procedure: how; `Procedure()` if None.
+        clock: nanoseconds, monotonic.
+
+    Returns:
+        One entry for each candidate, in their order; in each one for each batch, in their order.
+
+    Raises:
+        MeasurementError: as `measure`.
+    """
+    found: list[list[Throughput]] = [[] for _ in candidates]
+    for batch in batches:
+        batch_seed = derive_seed(seed, "throughput", rows(batch))
+        readings = measure(candidates, baseline, batch, seed=batch_seed, procedure=procedure, clock=clock)
+        for rates, reading in zip(found, readings, strict=True):
+            rates.append(rate(reading, readings[0].baseline_ms))
+    return [tuple(rates) for rates in found]
+
+
+def rate(reading: LatencyReading, baseline_ms: float) -> Throughput:
+    """Examples per second: batch size / (ratio × baseline), one inference after the other.
+
+    Args:
+        reading: of the latency at this batch size.
+        baseline_ms: the baseline's latency that all networks of a table are compared by.
+    """
+    dense = 1e3 * reading.batch_size / baseline_ms
+    ratio = reading.ratio
+    return Throughput(
+        batch_size=reading.batch_size,
+        # A longer latency is a lower rate: the interval's ends change places.
+        examples_per_s=Estimate(value=dense / ratio.value, low=dense / ratio.high, high=dense / ratio.low),
+        baseline_per_s=dense,
+        noisy=reading.noisy,
+    )
 
 
 def is_noisy(comparison: Comparison, procedure: Procedure) -> bool:
