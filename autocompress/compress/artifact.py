@@ -77,6 +77,21 @@ def describe(model: bytes) -> Artifact:
     )
 
 
+def layer_nodes(model: bytes) -> dict[str, tuple[str, ...]]:
+    """Layer name -> names of the nodes that read its weights: one, more for a layer that runs more than once.
+
+    Raises:
+        ExportError: the bytes are no ONNX model.
+    """
+    proto = _load(model)
+    reader = Reader(proto.graph)
+    found: dict[str, dict[str, None]] = {}
+    for node in proto.graph.node:
+        for weight in reader.weights(node):
+            found.setdefault(weight.layer, {})[node.name] = None
+    return {layer: tuple(nodes) for layer, nodes in found.items()}
+
+
 def distinct_values(model: bytes) -> dict[str, int]:
     """Layer name -> how many different values its weights have, zero not counted.
 

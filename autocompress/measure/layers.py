@@ -1,89 +1,118 @@
-"""Latency per layer, as the runtime's own profiler sees it."""
+"""Latency per node and per layer, as the runtime's own profiler sees it."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections import defaultdict
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from autocompress.records import Record
+import numpy as np
+
+from autocompress.measure.graph import ShowsGraph
+from autocompress.measure.target import Target
+from autocompress.records import NodeLatency
 
 if TYPE_CHECKING:
     # Lazy: it brings torch.
     from autocompress.inputs import Arrays
 
+#: Inferences before those that count, and in a row before the next file's turn.
+_WARM_UP, _TURN = 10, 5
 
-class NodeLatency(Record):
-    """Time of one node of the runtime's optimized graph.
 
-    Attributes:
-        node: the runtime's name for it.
-        layer: the layer whose weights it uses; None for nodes without weights.
-        operation: such as ``"Conv"``, fused nodes under the name of the fusion.
-        milliseconds: median over the profiled inferences.
-    """
+class NodeProfiler(Protocol):
+    """A loaded artifact whose nodes are timed."""
 
-    node: str
-    layer: str | None
-    operation: str
-    milliseconds: float
+    def run(self, inputs: Arrays) -> None:
+        """One inference that is timed.
+
+        Args:
+            inputs: one array of shape (n, ...), or several by the names of the artifact's inputs.
+        """
+
+    def times(self) -> dict[str, list[float]]:
+        """Node -> milliseconds of every inference, in the order of execution; called once, at the end.
+
+        Nodes are called as the target's ``graph`` calls them.
+        """
+
+
+@runtime_checkable
+class ProfilesNodes(ShowsGraph, Protocol):
+    """A target whose runtime times single nodes: two methods more than `autocompress.measure.target.Target`."""
+
+    def profiler(self, model: bytes) -> NodeProfiler:
+        """Load an artifact with the target's own settings and its profiler on.
+
+        Raises:
+            MeasurementError: the runtime cannot load it.
+        """
+
+
+Owners = Mapping[str, Collection[str]]
 
 
 def node_latencies(
-    model: bytes, example: Arrays, layers: Collection[str], *, threads: int, inferences: int = 50
-) -> list[NodeLatency]:
-    """Profile single inferences of an artifact in ONNX Runtime.
+    target: Target,
+    models: Sequence[tuple[bytes, Owners]],
+    inputs: Arrays,
+    *,
+    seed: int = 0,
+    inferences: int = 50,
+) -> list[list[NodeLatency]] | None:
+    """Profile single inferences of artifacts, in turns of five inferences in an order that is shuffled afresh.
 
-    The profiler costs time itself: the sum exceeds the artifact's latency, the shares are what counts.
+    The profiler costs time itself: the sum over nodes exceeds the latency, the shares are what counts.
 
     Args:
-        model: the artifact.
-        example: one array of shape (1, ...), or several by the names of the artifact's inputs.
-        layers: names of the layers, whose weights carry them in the artifact.
-        threads: threads that share one inference.
-        inferences: how many are profiled, after ten that are not counted.
+        target: where, with its settings.
+        models: artifacts, each with its layers: layer -> names of the artifact's nodes that read its weights.
+        inputs: one array of shape (n, ...), or several by the names of the artifacts' inputs.
+        seed: of the order.
+        inferences: how many of each artifact count, after ten that do not.
 
     Returns:
-        Nodes in the order of execution.
-    """
-    # Lazy: only this function needs the runtime.
-    import onnx
-    import onnxruntime
+        For each artifact its nodes in the order of execution; None if the target's runtime times no nodes.
 
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        options.log_severity_level = 3
-        optimized = str(Path(folder) / "optimized.onnx")
-        options.optimized_model_filepath = optimized
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        feed = example if isinstance(example, dict) else {session.get_inputs()[0].name: example}
-        for _ in range(inferences + 10):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
-        owners = {node.name: _owner(node.input, layers) for node in onnx.load(optimized).graph.node}
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            key = (event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", ""))
-            times[key].append(event["dur"] / 1000.0)
+    Raises:
+        MeasurementError: the runtime cannot load an artifact.
+    """
+    if not isinstance(target, ProfilesNodes):
+        return None
+    owners = [_nodes_of(target, model, layers) for model, layers in models]
+    profilers = [target.profiler(model) for model, _ in models]
+    for profiler in profilers:
+        for _ in range(_WARM_UP):
+            profiler.run(inputs)
+    rng = np.random.default_rng(seed)
+    for start in range(0, inferences, _TURN):
+        for which in rng.permutation(len(profilers)):
+            for _ in range(min(_TURN, inferences - start)):
+                profilers[which].run(inputs)
     return [
-        NodeLatency(node=node, layer=owners.get(node), operation=operation, milliseconds=median(values[10:] or values))
-        for (node, operation), values in times.items()
+        [
+            NodeLatency(
+                node=node,
+                layers=found.get(node, ((), node))[0],
+                operation=found.get(node, ((), node))[1],
+                milliseconds=median(values[_WARM_UP:] or values),
+            )
+            for node, values in profiler.times().items()
+        ]
+        for profiler, found in zip(profilers, owners, strict=True)
     ]
 
 
-def _owner(inputs: Iterable[str], layers: Collection[str]) -> str | None:
-    # Fusion renames nodes and repacked weights, but a layer keeps its weight's or its bias's name, with a suffix.
-    for name in inputs:
-        for part in (".weight", ".bias"):
-            layer, found, _ = name.partition(part)
-            if found and layer in layers:
-                return layer
-    return None
+def _nodes_of(target: ShowsGraph, model: bytes, owners: Owners) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Runtime's node -> the layers that it computes, in order, and its operation."""
+    nodes = target.graph(model).nodes
+    layers = {
+        node.name: tuple(name for name, own in owners.items() if not set(own).isdisjoint(node.originals))
+        if node.weights is not None
+        else ()
+        for node in nodes
+    }
+    return {
+        node.name: (layers.get(node.unpacks_for, ()) if node.unpacks_for else layers[node.name], node.operation)
+        for node in nodes
+    }

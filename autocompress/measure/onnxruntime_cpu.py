@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +16,8 @@ from autocompress.measure.target import TargetSettings, rows
 if TYPE_CHECKING:
     # Lazy: it brings torch.
     from autocompress.inputs import Arrays
+    from autocompress.measure.graph import Shown
+    from autocompress.measure.layers import NodeProfiler
 
 #: ONNX Runtime's words for element types -> numpy's, for those that a network's input may have.
 _DTYPES = {
@@ -101,17 +105,7 @@ class OnnxRuntimeCpuTarget:
             MeasurementError: the bytes are no model that the runtime can load, the network has no input or no
                 output, or the batch axis of an input or of the first output is fixed.
         """
-        if not isinstance(model, bytes) or not model:
-            # The runtime would take a str for a path.
-            got = "no bytes at all" if isinstance(model, bytes) else f"a {type(model).__name__}"
-            raise MeasurementError(f"{self.name}: expected the bytes of an ONNX model, got {got}")
-        try:
-            session = self.module.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise MeasurementError(
-                f"{self.name}: expected an ONNX model that {self.runtime} can load, got {len(model)} bytes "
-                f"that it refuses: {_first_line(error)}"
-            ) from error
+        session = self._session(model, self._options())
         inputs, outputs = session.get_inputs(), session.get_outputs()
         for what, nodes in (("input", inputs), ("output", outputs)):
             if not nodes:
@@ -125,6 +119,38 @@ class OnnxRuntimeCpuTarget:
         # Only the first output is read; the states that a recurrent network also returns have their batch elsewhere.
         self._check_batch_axis("output", outputs[0])
         return OnnxRuntimeSession(session, self.threads)
+
+    def graph(self, model: bytes) -> Shown:
+        """The runtime's graph; see `autocompress.measure.graph.ShowsGraph`."""
+        import onnx
+
+        from autocompress.measure.onnxruntime_graph import shown
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            options = self._options()
+            options.optimized_model_filepath = str(path)
+            self._session(model, options)
+            return shown(onnx.load_model_from_string(model), onnx.load_model(path))
+
+    def profiler(self, model: bytes) -> NodeProfiler:
+        """One that times nodes; see `autocompress.measure.layers.ProfilesNodes`."""
+        from autocompress.measure.onnxruntime_profile import OnnxRuntimeProfiler
+
+        return OnnxRuntimeProfiler(lambda options: self._session(model, options), self._options())
+
+    def _session(self, model: bytes, options: Any) -> Any:
+        if not isinstance(model, bytes) or not model:
+            # The runtime would take a str for a path.
+            got = "no bytes at all" if isinstance(model, bytes) else f"a {type(model).__name__}"
+            raise MeasurementError(f"{self.name}: expected the bytes of an ONNX model, got {got}")
+        try:
+            return self.module.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise MeasurementError(
+                f"{self.name}: expected an ONNX model that {self.runtime} can load, got {len(model)} bytes "
+                f"that it refuses: {_first_line(error)}"
+            ) from error
 
     def _check_batch_axis(self, what: str, node: Any) -> None:
         shape = list(node.shape)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from autocompress.compress.artifact import layer_nodes
 from autocompress.compress.sensitivity import Sensitivity, measure_sensitivity
 from autocompress.inputs import arrays
-from autocompress.measure.layers import NodeLatency, node_latencies
+from autocompress.measure.layers import node_latencies
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Record, Structure
+from autocompress.records import NodeLatency, Record, Structure
 from autocompress.rng import derive_seed
 
 #: Bits that every layer's weights are rounded to alone.
@@ -23,7 +24,7 @@ class Profile(Record):
     Attributes:
         structure: groups, layers, and what is left dense and why.
         space: the size of the search space, in words.
-        latency: the dense artifact's nodes with their time.
+        latency: the dense artifact's nodes with their time; empty if the target's runtime times no nodes.
         sensitivity: what each single cut, rounding or left out block costs in loss and divergence.
     """
 
@@ -42,16 +43,12 @@ def profile(bench: Workbench) -> Profile:
         return earlier
     structure = bench.prepared.structure
     report.stage("profile", "latency of every layer")
-    latency = node_latencies(
-        bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256),
-        arrays(bench.task.example_input()),
-        [layer.name for layer in structure.layers],
-        threads=bench.target.threads,
-    )
+    dense = bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
+    latency = node_latencies(bench.target, [(dense, layer_nodes(dense))], arrays(bench.task.example_input()))
     found = Profile(
         structure=structure,
         space=bench.space.describe(),
-        latency=tuple(latency),
+        latency=tuple(latency[0]) if latency is not None else (),
         sensitivity=measure_sensitivity(
             bench.task,
             bench.dense,

@@ -14,6 +14,7 @@ from autocompress.records.graph import Compute, RuntimeGraph, RuntimeLayer, Runt
 from autocompress.records.objectives import (
     FIXED,
     MAXIMIZED,
+    REMEASURED,
     RESERVED,
     Metric,
     ObjectiveName,
@@ -97,6 +98,7 @@ __all__ = [
     "CHANNEL_CRITERIA",
     "FIXED",
     "MAXIMIZED",
+    "REMEASURED",
     "RESERVED",
     "WEIGHT_CRITERIA",
     "Adaptive",

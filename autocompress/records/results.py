@@ -141,9 +141,9 @@ class LayerReport(Record):
         zeros: weights that are zero.
         weights: number of weights.
         stored_bits: bits that the file spends on each weight.
-        compute: what a runtime is expected to compute with, by the file: ``"integer"``: weights and activations are integers; ``"weights"``:
-            the kernel reads integer weights and float activations; ``"float"``: floats, so that fewer bits are
-            storage only.
+        compute: what a runtime is expected to compute with, by the file: ``"integer"``: weights and activations are
+            integers; ``"weights"``: the kernel reads integer weights and float activations; ``"float"``: floats, so
+            that fewer bits are storage only. What it does, its graph tells: see `settled`.
     """
 
     name: str

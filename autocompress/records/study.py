@@ -51,6 +51,8 @@ class Baseline(Record):
         accuracy: role -> estimate, for validation and selection; test is there once it was opened.
         metrics: role -> metric -> estimate, of the study's metrics.
         latency_ms: of the dense artifact beside itself.
+        peak_memory_bytes: of the dense artifact's session; None until it is asked for or finalists are measured.
+        energy_mj: of one inference; None if it is not asked for.
         graph: what the runtime made of the dense artifact; None until finalists are measured, and where the runtime
             does not show it.
     """
@@ -58,6 +60,8 @@ class Baseline(Record):
     artifact: Artifact
     accuracy: dict[str, Estimate]
     latency_ms: float
+    peak_memory_bytes: Estimate | None = None
+    energy_mj: float | None = None
     host: Host
     agreement: float
     metrics: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
