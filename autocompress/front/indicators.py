@@ -49,6 +49,8 @@ def baseline_values(baseline: Baseline, role: Role) -> dict[str, float]:
         "parameters": float(artifact.parameters),
         "worst_class_drop": 0.0,
         **({"packed_bytes": float(artifact.packed_bytes)} if artifact.packed_bytes else {}),
+        **({"peak_memory_bytes": memory.value} if (memory := baseline.peak_memory_bytes) is not None else {}),
+        **({"energy_mj": baseline.energy_mj} if baseline.energy_mj is not None else {}),
         **{name: estimate.value for name, estimate in baseline.metrics.get(role, {}).items()},
     }
 

@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,32 @@ def accuracy(
     return interval(value, np.array([_value(metric, outputs[i], targets[i]) for i in rows]))
 
 
+def score(
+    metric: MetricFunction, outputs: np.ndarray, targets: np.ndarray, *, seed: int, resamples: int = GENERIC_RESAMPLES
+) -> Estimate:
+    """A metric of any range with its 95% interval, a bootstrap over examples.
+
+    Resamples on which the metric has no value, such as those that lack a class, are left out.
+
+    Args:
+        metric: ``(outputs, targets) -> value``.
+        outputs: shape (n, ...).
+        targets: shape (n, ...).
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Raises:
+        MeasurementError: shapes disagree, the metric raised or has no finite value, or has none on most resamples.
+    """
+    count = _check(outputs, targets, resamples)
+    value = _value(metric, outputs, targets, bounded=False)
+    rng = np.random.default_rng(seed)
+    samples = [
+        _sample(metric, [outputs[i]], targets[i]) for i in (rng.integers(0, count, count) for _ in range(resamples))
+    ]
+    return interval(value, _defined(metric, samples, count))
+
+
 def difference(
     metric: MetricFunction,
     outputs_a: np.ndarray,
@@ -99,6 +125,7 @@ def difference(
     *,
     seed: int,
     resamples: int = 1000,
+    bounded: bool = True,
 ) -> Estimate:
     """metric(a) - metric(b) with its 95% interval, both networks resampled on the same examples.
 
@@ -107,19 +134,20 @@ def difference(
     multinomial draw per resample.
 
     Args:
-        metric: ``(outputs, targets) -> value in [0, 1]``.
+        metric: ``(outputs, targets) -> value``, in [0, 1] if `bounded`.
         outputs_a: shape (n, ...).
         outputs_b: shape (n, ...).
         targets: shape (n, ...).
         seed: of the bootstrap.
         resamples: of the bootstrap; at most `GENERIC_RESAMPLES` for other metrics than top-1.
+        bounded: refuse values outside [0, 1]; else resamples on which there is no value are left out, as by `score`.
 
     Raises:
         MeasurementError: as `accuracy`.
     """
     count = _check(outputs_a, targets, resamples)
     _check(outputs_b, targets, resamples)
-    value = _value(metric, outputs_a, targets) - _value(metric, outputs_b, targets)
+    value = _value(metric, outputs_a, targets, bounded) - _value(metric, outputs_b, targets, bounded)
     rng = np.random.default_rng(seed)
     if _is_plain_top1(metric, outputs_a, targets) and _is_plain_top1(metric, outputs_b, targets):
         right_a, right_b = (out.argmax(axis=-1) == targets for out in (outputs_a, outputs_b))
@@ -130,9 +158,49 @@ def difference(
     samples = []
     for _ in range(min(resamples, GENERIC_RESAMPLES)):
         rows = rng.integers(0, count, count)
-        a, b = (_value(metric, out[rows], targets[rows]) for out in (outputs_a, outputs_b))
-        samples.append(a - b)
-    return interval(value, np.array(samples))
+        if bounded:
+            a, b = (_value(metric, out[rows], targets[rows]) for out in (outputs_a, outputs_b))
+            samples.append(a - b)
+        else:
+            samples.append(_sample(metric, [outputs_a[rows], outputs_b[rows]], targets[rows]))
+    return interval(value, np.array(samples) if bounded else _defined(metric, samples, count))
+
+
+def differences(
+    metric: MetricFunction,
+    outputs: Sequence[np.ndarray],
+    targets: np.ndarray,
+    *,
+    seed: int,
+    bounded: bool = True,
+) -> dict[tuple[int, int], Estimate]:
+    """`difference` of every pair of several networks, each resampled once.
+
+    Args:
+        metric: ``(outputs, targets) -> value``, in [0, 1] if `bounded`.
+        outputs: of k networks, shape (n, ...) each.
+        targets: shape (n, ...).
+        seed: of the bootstrap.
+        bounded: as for `difference`.
+
+    Returns:
+        (i, j), i < j -> metric(i) - metric(j).
+
+    Raises:
+        MeasurementError: as `accuracy` and `score`.
+    """
+    pairs = [(i, j) for j in range(len(outputs)) for i in range(j)]
+    if all(_is_plain_top1(metric, each, targets) for each in outputs):
+        return {(i, j): difference(metric, outputs[i], outputs[j], targets, seed=seed) for i, j in pairs}
+    count = max((_check(each, targets, 1) for each in outputs), default=0)
+    values = [_value(metric, each, targets, bounded) for each in outputs]
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, count, count) for _ in range(GENERIC_RESAMPLES)]
+    samples = [np.array([_sample(metric, [each[i]], targets[i]) for i in rows]) for each in outputs]
+    return {
+        (i, j): interval(values[i] - values[j], _defined(metric, list(samples[i] - samples[j]), count))
+        for i, j in pairs
+    }
 
 
 def _is_plain_top1(metric: MetricFunction, outputs: np.ndarray, targets: np.ndarray) -> bool:
@@ -150,14 +218,39 @@ def _check(outputs: np.ndarray, targets: np.ndarray, resamples: int) -> int:
     return len(targets)
 
 
-def _value(metric: MetricFunction, outputs: np.ndarray, targets: np.ndarray) -> float:
+def _sample(metric: MetricFunction, outputs: Sequence[np.ndarray], targets: np.ndarray) -> float:
+    """The metric on a resample, or the difference of two; NaN where it has no value."""
+    try:
+        values = [_value(metric, each, targets, bounded=False) for each in outputs]
+    except MeasurementError:
+        return math.nan
+    return values[0] - sum(values[1:])
+
+
+def _defined(metric: MetricFunction, samples: Sequence[float], count: int) -> np.ndarray:
+    found = np.array([sample for sample in samples if math.isfinite(sample)])
+    if 2 * len(found) < len(samples):
+        raise MeasurementError(
+            f"metric {getattr(metric, '__name__', repr(metric))!r}: expected a value on most resamples of {count} "
+            f"examples, got one on {len(found)} of {len(samples)}; it needs more examples of each class"
+        )
+    return found
+
+
+def _value(metric: MetricFunction, outputs: np.ndarray, targets: np.ndarray, bounded: bool = True) -> float:
     name = getattr(metric, "__name__", repr(metric))
     try:
         value = float(metric(outputs, targets))
+    except MeasurementError:
+        raise
     except Exception as error:
         raise MeasurementError(
             f"metric {name!r} raised {type(error).__name__} on {len(targets)} examples: {error}"
         ) from error
-    if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+    if not bounded and not math.isfinite(value):
+        raise MeasurementError(
+            f"metric {name!r}: expected a finite value, got {value} on {len(targets)} examples; does a class have none?"
+        )
+    if bounded and not (math.isfinite(value) and 0.0 <= value <= 1.0):
         raise MeasurementError(f"metric {name!r}: expected a value in [0, 1], got {value}")
     return value

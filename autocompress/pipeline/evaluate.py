@@ -9,19 +9,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from autocompress.compress.engine import Compressed, build
 from autocompress.config import Study
 from autocompress.errors import AutocompressError, MeasurementError
+from autocompress.measure.agreement import agreement
 from autocompress.measure.fairness import fairness, is_classification
-from autocompress.measure.quality import accuracy, predict
+from autocompress.measure.metrics import is_function
+from autocompress.measure.quality import predict
 from autocompress.pipeline.costs import costs_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
-from autocompress.pipeline.identity import code_digest, dataset_digest
+from autocompress.pipeline.identity import code_digest, dataset_digest, task_code_digest
+from autocompress.pipeline.judge import torch_outputs
 from autocompress.pipeline.prepare import Prepared, Workbench, data_identity
 from autocompress.pipeline.probe import check_device, study_slot, take_readings
-from autocompress.records import Estimate, EvaluatorReference, Fairness, Fidelity, Measurement, Plan, Role, digest
+from autocompress.records import (
+    Agreement,
+    Estimate,
+    EvaluatorReference,
+    Fairness,
+    Fidelity,
+    Measurement,
+    Plan,
+    Role,
+    digest,
+)
 from autocompress.rng import derive_seed
 
 
@@ -66,6 +80,10 @@ class Evaluator:
         self._bench = bench
         self._slot = study_slot(bench.study, bench.folder)
         self._code = code_digest(bench.study.task.factory)
+        self._metrics = [
+            (metric.model_dump(mode="json"), task_code_digest(metric.source) if is_function(metric) else "")
+            for metric in bench.study.metrics
+        ]
 
     def __call__(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
         """Measure the plan's artifact, or give the earlier measurement of the same physical candidate.
@@ -99,6 +117,7 @@ class Evaluator:
                 "fidelity": fidelity.model_dump(mode="json"),
                 "role": role,
                 "seed": bench.study.seed,
+                **({"metrics": self._metrics} if self._metrics else {}),
             }
         )
         path = bench.folder.root / "cache" / f"{key}.json"
@@ -128,10 +147,13 @@ class Evaluator:
         started = time.monotonic()
         outputs, targets = predict(session, getattr(bench.task, role), guard=self._slot.training)
         seed = derive_seed(bench.study.seed, "bootstrap", role)
-        quality = accuracy(outputs, targets, bench.task.metric, seed=seed)
+        quality = bench.judge.values(outputs, targets, role)
         fair: Fairness | None = None
+        alike: Agreement | None = None
         if is_classification(outputs, targets):
             fair = fairness(bench.dense_outputs(role), outputs, targets, seed=seed)
+            if role == "selection":
+                alike = agreement(outputs, bench.dense_outputs(role), targets, self._torch(compressed, role))
         judged = time.monotonic()
         dense = bench.prepared.baseline.artifact.sha256
         sha256 = bench.folder.write_artifact(compressed.model)
@@ -163,7 +185,10 @@ class Evaluator:
             role=role,
             # The ratio is what the interleaved reading knows well; times the study's one baseline, so that a host
             # that is faster now than an hour ago moves no candidate against another.
-            values=values_of(compressed, quality, scaled(reading.ratio, bench.prepared.baseline.latency_ms), fair),
+            values={
+                **values_of(compressed, quality, scaled(reading.ratio, bench.prepared.baseline.latency_ms), fair),
+                **costs.values,
+            },
             artifact=compressed.artifact,
             latency=reading,
             energy=costs.energy,
@@ -179,16 +204,30 @@ class Evaluator:
             },
             warnings=compressed.warnings,
             fairness=fair,
+            predictions=alike,
         )
+
+    def _torch(self, compressed: Compressed, role: Role) -> np.ndarray | None:
+        """Outputs of the torch network that was exported; None if quantization made another one of it."""
+        if any(layer.bits < 32 for layer in compressed.artifact.layers):
+            return None
+        return torch_outputs(compressed.module, getattr(self._bench.task, role), guard=self._slot.training)
 
 
 def values_of(
-    compressed: Compressed, quality: Estimate, latency_ms: Estimate, fair: Fairness | None = None
+    compressed: Compressed, quality: dict[str, Estimate], latency_ms: Estimate, fair: Fairness | None = None
 ) -> dict[str, Estimate]:
-    """Every objective of an artifact, by name; packed bytes and the worst class where they are known."""
+    """Every objective of an artifact, by name; packed bytes and the worst class where they are known.
+
+    Args:
+        compressed: the artifact.
+        quality: accuracy and the study's metrics.
+        latency_ms: as measured.
+        fair: change per class.
+    """
     artifact = compressed.artifact
     values = {
-        "accuracy": quality,
+        **quality,
         "latency_ms": latency_ms,
         "size_bytes": Estimate.exact(artifact.size_bytes),
         "macs": Estimate.exact(artifact.macs),

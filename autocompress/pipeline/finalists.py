@@ -7,16 +7,21 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from autocompress.cluster.pool import Outcome, run_jobs
-from autocompress.errors import NoCandidateError, SearchError, StudyChangedError
-from autocompress.front.dominance import non_dominated
+from autocompress.errors import MeasurementError, NoCandidateError, SearchError, StudyChangedError
 from autocompress.front.finalists import choose_finalists
 from autocompress.front.indicators import counts
-from autocompress.front.selection import Point, nearest
+from autocompress.front.selection import nearest
+from autocompress.measure.latency import rate
+from autocompress.measure.memory import check_memory
+from autocompress.measure.quality import predict
 from autocompress.pipeline.controls import control_plan
+from autocompress.pipeline.costs import Costs, costs_of
 from autocompress.pipeline.evaluate import evaluator_of, scaled
+from autocompress.pipeline.final_front import as_point, final_front
 from autocompress.pipeline.folder import read_record, write_record
+from autocompress.pipeline.graphs import graph_of, with_graphs
 from autocompress.pipeline.identity import code_digest, dataset_digest
-from autocompress.pipeline.prepare import Workbench, judge
+from autocompress.pipeline.prepare import Workbench, latency_inputs
 from autocompress.pipeline.probe import take_readings
 from autocompress.pipeline.progress import reporter
 from autocompress.records import (
@@ -65,7 +70,7 @@ class Finals(Record):
 
 
 class OpenedTest(Record):
-    """Test accuracy by artifact: measured once, never again.
+    """Test accuracy, and the study's metrics, by artifact: measured once, never again.
 
     Attributes:
         data_sha256: of the test split that all of them were measured on.
@@ -73,6 +78,7 @@ class OpenedTest(Record):
 
     data_sha256: str = ""
     accuracy: dict[str, Estimate] = Field(default_factory=dict)
+    metrics: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
 
 
 def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callable[[], None]) -> Finals:
@@ -100,6 +106,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
             "data": {**bench.prepared.data_sha256, "selection": selection},
             "bounds": [b.name for b in study.bounds],
             "host": bench.host.key,
+            "batch_sizes": study.measure.batch_sizes,
             **({"controls": study.finalists.controls} if study.finalists.controls else {}),
         }
     )
@@ -122,21 +129,30 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         raise SearchError(f"all {len(chosen)} finalists failed; the first: {next(iter(failed.values()))}")
 
     report.stage("finalists", f"measuring {len(measured)} finalists afresh, side by side")
-    fresh = _measure_together(bench, [m for _, m in measured])
-    front = _front(bench, fresh)
+    fresh, dense_memory = _measure_together(bench, [m for _, m in measured])
+    fresh = with_graphs(bench, fresh)
+    front, tied = final_front(bench, fresh)
     baseline = bench.prepared.baseline
+    quality = bench.judge.values(*predict(bench.dense_session, bench.task.selection), "selection")
+    opened = _open_test(bench, baseline.artifact.sha256)
     baseline = baseline.model_copy(
         update={
             "latency_ms": fresh[0].latency.baseline_ms,
+            "graph": graph_of(bench, baseline.artifact),
+            "peak_memory_bytes": dense_memory,
+            "energy_mj": fresh[0].energy.baseline_mj if fresh[0].energy is not None else None,
             "accuracy": {
                 **baseline.accuracy,
-                "selection": judge(bench.dense_session, bench.task, "selection", study.seed),
-                "test": _open_test(bench, baseline.artifact.sha256),
+                "selection": quality.pop("accuracy"),
+                "test": opened.pop("accuracy"),
             },
+            "metrics": {**baseline.metrics, "selection": quality, "test": opened} if quality else {},
         }
     )
     members = [t for (t, _), on_front in zip(measured, front, strict=True) if on_front]
     controls, failed_controls = _controls(bench, members, fidelity)
+    tests = [_open_test(bench, m.artifact.sha256) if good else {} for m, good in zip(fresh, front, strict=True)]
+    numbers = [t.number for t, _ in measured]
     result = Finals(
         key=key,
         finalists=tuple(
@@ -145,11 +161,13 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
                 plan=trial.plan,
                 search=trial.measurement,
                 final=final,
-                test=_open_test(bench, final.artifact.sha256) if on_front else None,
+                test=test.pop("accuracy", None),
+                test_metrics=test,
                 on_front=on_front,
+                tied_with=tuple(numbers[j] for j in alike),
                 controls=controls.get(trial.number, {}),
             )
-            for (trial, _), final, on_front in zip(measured, fresh, front, strict=True)
+            for (trial, _), final, on_front, alike, test in zip(measured, fresh, front, tied, tests, strict=True)
             if trial.plan is not None and trial.measurement is not None
         ),
         baseline=baseline,
@@ -165,11 +183,6 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
     )
     write_record(folder.finalists, result)
     return result
-
-
-def as_point(identifier: str, measurement: Measurement) -> Point:
-    """A measurement's values alone."""
-    return Point(id=identifier, values={name: e.value for name, e in measurement.values.items()})
 
 
 def _recover(bench: Workbench, plans: Sequence[Plan], fidelity: Fidelity, words: str) -> list[Outcome]:
@@ -241,17 +254,22 @@ def _choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord
     objectives, chosen = bench.study.objectives, list[TrialRecord]()
     for trusted in (True, False):
         some = [t for t in feasible if counts(t, objectives) == trusted]
-        points = minimized([t.measurement.values for t in some if t.measurement], objectives)
+        points = minimized([t.measurement.values for t in some if t.measurement], objectives, bench.study.metrics)
         chosen += [some[i] for i in choose_finalists(points, bench.study.finalists.count - len(chosen))]
     return chosen
 
 
-def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> list[Measurement]:
-    """The finalists' latency, all interleaved with the dense baseline in one reading while nothing trains.
+def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> tuple[list[Measurement], Estimate | None]:
+    """The finalists' latency and throughput, all interleaved with the dense baseline while nothing trains.
 
     What was noisy is read again, beside another reading of the baseline: so ratios are compared, in milliseconds by
-    the one baseline that the study reports.
+    the one baseline that the study reports. Peak memory and energy follow, as far as they can be measured or are asked
+    for.
+
+    Returns:
+        The finalists with their new readings; the dense model's peak memory.
     """
+    own, sizes = bench.target.batch_size, sorted(bench.study.measure.batch_sizes)
     taken = take_readings(
         bench.study,
         bench.folder,
@@ -261,43 +279,52 @@ def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> list
         bench.inputs,
         seed=derive_seed(bench.study.seed, "latency", "finalists"),
         baseline=bench.host,
+        batches=[latency_inputs(bench.task, size) for size in sizes if size != own],
     )
     baseline_ms = taken.readings[0].baseline_ms
-    return [
-        m.model_copy(
-            update={
-                "latency": r,
-                "host": taken.host,
-                "node_id": taken.node_id,
-                "values": {**m.values, "latency_ms": scaled(r.ratio, baseline_ms)},
-            }
+    costs = _costs(bench, measured)
+    found = []
+    for m, r, cost in zip(measured, taken.readings, costs, strict=False):
+        # At the target's own batch size the latency says it already.
+        rates = (*r.throughput, *([rate(r, baseline_ms)] if own in sizes else []))
+        found.append(
+            m.model_copy(
+                update={
+                    "latency": r.model_copy(update={"throughput": tuple(sorted(rates, key=lambda t: t.batch_size))}),
+                    "energy": cost.energy,
+                    "host": taken.host,
+                    "node_id": taken.node_id,
+                    "values": {**m.values, "latency_ms": scaled(r.ratio, baseline_ms), **cost.values},
+                }
+            )
         )
-        for m, r in zip(measured, taken.readings, strict=True)
-    ]
+    return found, costs[-1].values.get("peak_memory_bytes")
 
 
-def _front(bench: Workbench, measured: Sequence[Measurement]) -> list[bool]:
-    """Which finalists are feasible and dominated by no other feasible one, on the selection split.
+def _costs(bench: Workbench, measured: Sequence[Measurement]) -> list[Costs]:
+    """Peak memory and energy of the finalists, and in the end of the dense model."""
+    shas = [*(m.artifact.sha256 for m in measured), bench.prepared.baseline.artifact.sha256]
+    models = [bench.folder.read_artifact(sha) for sha in shas]
+    try:
+        check_memory(bench.study.target)
+        memory = True
+    except MeasurementError as error:
+        # Not asked for, so no reason to stop.
+        reporter().stage("finalists", f"without {error}")
+        memory = False
+    return costs_of(
+        bench.study,
+        bench.folder,
+        [(model, bench.target.prepare(model)) for model in models],
+        bench.dense_session,
+        bench.inputs,
+        seed=derive_seed(bench.study.seed, "costs", "finalists"),
+        memory=memory,
+    )
 
-    A latency that stayed noisy after all repeats says so on the card; it is not a reason to drop a model that was
-    recovered in full.
-    """
-    bounds = bench.study.bounds
-    feasible = [all(b.violation(m.values[b.objective].value) <= 0 for b in bounds) for m in measured]
-    if not any(feasible):
-        points = [as_point(m.plan_key, m) for m in measured]
-        raise NoCandidateError(
-            f"no finalist of study {bench.study.name!r} meets its constraints after full recovery.\n"
-            + nearest(points, bounds)
-        )
-    kept = [i for i, good in enumerate(feasible) if good]
-    best = non_dominated(minimized([measured[i].values for i in kept], bench.study.objectives))
-    members = {i for i, good in zip(kept, best, strict=True) if good}
-    return [i in members for i in range(len(measured))]
 
-
-def _open_test(bench: Workbench, sha256: str) -> Estimate:
-    """Accuracy on the test split: measured once for an artifact, written down, never measured again."""
+def _open_test(bench: Workbench, sha256: str) -> dict[str, Estimate]:
+    """Accuracy and metrics on the test split: measured once for an artifact, written down, never measured again."""
     role: Role = "test"
     opened = read_record(bench.folder.opened, OpenedTest) or OpenedTest()
     if sha256 not in opened.accuracy:
@@ -309,7 +336,11 @@ def _open_test(bench: Workbench, sha256: str) -> Estimate:
                 "it back."
             )
         session = bench.target.prepare(bench.folder.read_artifact(sha256))
-        estimate = judge(session, bench.task, role, bench.study.seed)
-        opened = OpenedTest(data_sha256=data, accuracy={**opened.accuracy, sha256: estimate})
+        found = bench.judge.values(*predict(session, bench.task.test), role)
+        opened = OpenedTest(
+            data_sha256=data,
+            accuracy={**opened.accuracy, sha256: found.pop("accuracy")},
+            metrics={**opened.metrics, sha256: found} if found else opened.metrics,
+        )
         write_record(bench.folder.opened, opened)
-    return opened.accuracy[sha256]
+    return {"accuracy": opened.accuracy[sha256], **opened.metrics.get(sha256, {})}

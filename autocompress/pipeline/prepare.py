@@ -26,8 +26,10 @@ from autocompress.inputs import Arrays, arrays
 from autocompress.measure.host import host_of
 from autocompress.measure.quality import accuracy, predict
 from autocompress.pipeline.allocations import allocation_tables
+from autocompress.pipeline.costs import check_costs, costs_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
 from autocompress.pipeline.identity import dataset_digest, task_code_digest
+from autocompress.pipeline.judge import Judge
 from autocompress.pipeline.probe import host_difference, measuring_host, take_readings
 from autocompress.pipeline.progress import reporter
 from autocompress.records import Allocation, Artifact, Baseline, Estimate, Host, Record, Role, Structure, digest
@@ -72,6 +74,11 @@ class Workbench:
     def task(self) -> Task:
         """The user's task."""
         return load_task(self.study.task.factory, self.study.task.arguments)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The task's metric and the study's."""
+        return Judge(self.task, self.study.metrics, self.study.seed)
 
     @cached_property
     def dense(self) -> nn.Module:
@@ -140,12 +147,12 @@ def latency_inputs(task: Task, batch_size: int) -> Arrays:
 
 
 def check_task(study: Study) -> None:
-    """Load the task once, so that one that is wrong is refused before anything is created.
+    """Load task and metrics once, so that what is wrong is refused before anything is created.
 
     Raises:
-        TaskError: its function is missing, raised, or returned no task.
+        TaskError: its function is missing, raised, or returned no task; or a metric's function is missing.
     """
-    load_task(study.task.factory, study.task.arguments)
+    Judge(load_task(study.task.factory, study.task.arguments), study.metrics, study.seed)
 
 
 def open_folder(study: Study) -> StudyFolder:
@@ -175,12 +182,13 @@ def prepare(study: Study) -> Workbench:
         CompressionError: nothing in the model can be compressed.
         ConfigError: the space asks for an allocation, of which the model can give no share.
         StudyChangedError: configuration, data, trained weights, task code or host differ from the earlier run's.
-        MeasurementError: the device that the target names is not there, or training cannot keep out of readings' way
-            as the study asks; nothing is trained then.
+        MeasurementError: an objective cannot be measured here, the device that the target names is not there, or
+            training cannot keep out of readings' way as the study asks; nothing is trained then.
     """
     report = reporter()
     report.stage("prepare", f"loading task {study.task.factory}")
     task = load_task(study.task.factory, study.task.arguments)
+    check_costs(study)
     host = measuring_host(study, StudyFolder(study.folder))
     hashes = {role: dataset_digest(getattr(task, role)) for role in ("train", "validation")}
     folder = open_folder(study)
@@ -227,6 +235,7 @@ def prepare(study: Study) -> Workbench:
     report.stage("prepare", "exporting and measuring the dense model")
     exported = export_onnx(module, example)
     session = target.prepare(exported.model)
+    quality = Judge(task, study.metrics, study.seed).values(*predict(session, task.validation), "validation")
     sha256 = folder.write_artifact(exported.model)
     taken = take_readings(
         study,
@@ -239,6 +248,14 @@ def prepare(study: Study) -> Workbench:
         baseline=host,
         loaded={sha256: session},
     )
+    (costs,) = costs_of(
+        study,
+        folder,
+        [(exported.model, session)],
+        session,
+        latency_inputs(task, target.batch_size),
+        seed=derive_seed(study.seed, "costs"),
+    )
     prepared = Prepared(
         task=task.name,
         model_sha256=module_digest(module),
@@ -247,8 +264,11 @@ def prepare(study: Study) -> Workbench:
         structure=structure,
         baseline=Baseline(
             artifact=_described(exported.model, packed=study.wants_packed),
-            accuracy={"validation": judge(session, task, "validation", study.seed)},
+            accuracy={"validation": quality.pop("accuracy")},
+            metrics={"validation": quality} if quality else {},
             latency_ms=taken.readings[0].baseline_ms,
+            peak_memory_bytes=costs.values.get("peak_memory_bytes"),
+            energy_mj=costs.energy.baseline_mj if costs.energy is not None else None,
             host=taken.host,
             agreement=exported.agreement,
         ),

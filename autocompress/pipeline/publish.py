@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autocompress.front.selection import aliases
-from autocompress.pipeline.finalists import Finals, as_point
+from autocompress.pipeline.final_front import as_point
+from autocompress.pipeline.finalists import Finals
 from autocompress.pipeline.folder import write_record
 from autocompress.pipeline.identity import versions
 from autocompress.pipeline.prepare import Workbench
@@ -64,6 +65,7 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
         [as_point(f.plan.key, f.final) for f in front],
         dense_accuracy=finals.baseline.accuracy["selection"].value,
         objectives=study.objectives,
+        metrics=study.metrics,
     )
     store.alias(model, {alias: numbers[key] for alias, key in chosen.items()})
     known = {v.version: v for v in store.versions(model)}
@@ -93,6 +95,7 @@ def write_report(
         structure=bench.prepared.structure,
         versions=registered,
         objectives=bench.study.objectives,
+        metrics=bench.study.metrics,
         bounds=bench.study.bounds,
         failed_finalists=finals.failed,
         how=_how(bench),
@@ -160,6 +163,7 @@ def _origin(bench: Workbench, finals: Finals) -> Origin:
             options=study.target.options,
         ),
         objectives=study.objectives,
+        metrics=study.metrics,
         seed=study.seed,
         dense=finals.baseline,
         lineage=_lineage(bench, finals),

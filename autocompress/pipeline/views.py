@@ -104,7 +104,8 @@ def study_front(study: Study) -> FrontView:
     structure = prepared.structure if prepared else None
     if finals is None:
         rows = [
-            _row(t.number, t.plan, t.measurement, structure) for t in search_front(load_trials(study), study.objectives)
+            _row(t.number, t.plan, t.measurement, structure)
+            for t in search_front(load_trials(study), study.objectives, study.metrics)
         ]
         return FrontView(
             study=study.name,

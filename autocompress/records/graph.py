@@ -9,6 +9,9 @@ from pydantic import Field
 
 from autocompress.records.base import Record
 
+#: Operators that change the type of numbers and nothing else.
+BORDERS = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear"})
+
 Compute = Literal["float", "weights", "integer"]
 
 
@@ -68,6 +71,20 @@ class RuntimeLayer(Record):
         """True if the kernel reads more bits than the file stores: the runtime folds the difference away."""
         return self.stored_bits < self.bits
 
+    @property
+    def computing(self) -> str:
+        """What the kernel multiplies, in words, such as ``"8-bit integers"``."""
+        return {
+            "float": f"{self.bits}-bit floats",
+            "weights": f"{self.bits}-bit weights, floats",
+            "integer": f"{self.bits}-bit integers",
+        }[self.compute]
+
+    @property
+    def joined(self) -> str:
+        """What the kernel does at once, such as ``"Conv + Add + Relu"``; changes of type are not told."""
+        return " + ".join(name for name in self.fused if name not in BORDERS)
+
 
 class RuntimeGraph(Record):
     """The graph that a runtime executes for one file.
@@ -89,6 +106,16 @@ class RuntimeGraph(Record):
     def layer(self, name: str) -> RuntimeLayer | None:
         """The layer called `name`; None if the runtime shows none."""
         return next((layer for layer in self.layers if layer.name == name), None)
+
+    @property
+    def summary(self) -> str:
+        """How many nodes are executed, and what the layers are computed with, in one line."""
+        counts = Counter(layer.computing for layer in self.layers)
+        parts = [f"{count} in {words}" for words, count in counts.most_common()]
+        for when, text in (("at load", "unpacked at load: storage only"), ("every run", "unpacked in every inference")):
+            number = sum(layer.unpacked == when for layer in self.layers)
+            parts += [f"{number} {text}"] if number else []
+        return f"{len(self.nodes)} nodes; of {len(self.layers)} layers {', '.join(parts)}"
 
     @property
     def others(self) -> dict[str, int]:

@@ -28,6 +28,9 @@ FIXED: tuple[str, ...] = get_args(FixedObjective)
 #: Fixed objectives to be maximized; every other fixed one is minimized.
 MAXIMIZED: frozenset[str] = frozenset({"accuracy"})
 
+#: Fixed objectives that come out otherwise each time they are taken of the same bytes. All others repeat exactly.
+REMEASURED: frozenset[str] = frozenset({"latency_ms", "peak_memory_bytes", "energy_mj"})
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 #: A fixed objective or the name of a metric. Which metrics there are, only the study knows, and checks.
 ObjectiveName = Annotated[str, StringConstraints(pattern=rf"^{_NAME.pattern}$")]

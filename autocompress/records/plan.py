@@ -210,6 +210,7 @@ class SparseTraining(Record):
             stays near 0 and would be the next to go.
         until: share of the training steps after which masks stay.
         updates: number of updates in between.
+        batches: steps up to an update whose gradients ``"rigl"`` averages.
     """
 
     kind: Literal["sparse-training"] = "sparse-training"
@@ -217,7 +218,8 @@ class SparseTraining(Record):
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     begin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     until: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
-    updates: Annotated[int, Field(ge=1)] = 40
+    updates: Annotated[int, Field(ge=1)] = 10
+    batches: Annotated[int, Field(ge=1)] = 16
 
     @model_validator(mode="after")
     def _lasts(self) -> SparseTraining:

@@ -69,6 +69,15 @@ def _figures(card: EvidenceCard) -> str:
                 f"{100 * (mine.value - theirs.value):+.2f} points" if mine and theirs else "",
             )
         )
+    for metric in card.origin.metrics:
+        for split, mine, role in (
+            ("selection", final.values.get(metric.name), "selection"),
+            ("test", card.test_metrics.get(metric.name), "test"),
+        ):
+            theirs = dense.metrics.get(role, {}).get(metric.name)
+            change = f"{mine.value - theirs.value:+.4g}" if mine and theirs else ""
+            better = "larger" if metric.maximize else "smaller"
+            rows.append((f"{metric.name} ({better} is better), {split} split", _number(mine), _number(theirs), change))
     rows.append(
         (
             f"latency, batch {reading.batch_size}, {_count(reading.threads, 'thread')}",
@@ -173,9 +182,36 @@ def _method(card: EvidenceCard) -> str:
         _recovery(card),
         f"Largest difference between the outputs of the training framework and of the runtime, before "
         f"quantization: {final.agreement:.2g}.",
+        *(
+            f"{metric.name}: `{metric.source}`"
+            + (
+                f" with {', '.join(f'{k}={v}' for k, v in sorted(metric.arguments.items()))}"
+                if metric.arguments
+                else ""
+            )
+            + f", outputs taken for {metric.outputs}; interval from a bootstrap over examples."
+            for metric in card.origin.metrics
+        ),
+        *_agreement(card),
         f"Objectives of the search: {', '.join(card.origin.objectives)}. Seed: {card.origin.seed}.",
     )
     return "## How it was measured\n\n" + _bullets(lines)
+
+
+def _agreement(card: EvidenceCard) -> tuple[str, ...]:
+    found = card.final.predictions
+    if found is None:
+        return ()
+    least = min(found.classes, key=lambda c: c.dense.value)
+    torch = (
+        "this file is quantized, and no longer the network that was trained"
+        if found.torch is None
+        else f"{_share(found.torch)} are the training framework's"
+    )
+    return (
+        f"Predictions on the selection split: {_share(found.dense)} are the dense model's, fewest in class "
+        f"{least.target} with {_share(least.dense)}; {torch}.",
+    )
 
 
 def _recovery(card: EvidenceCard) -> str:
@@ -244,6 +280,12 @@ def _share(estimate: Estimate | None) -> str:
     if estimate is None:
         return "not measured"
     return f"{100 * estimate.value:.2f}% [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
+
+
+def _number(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not measured"
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
 
 
 def _points(estimate: Estimate) -> str:

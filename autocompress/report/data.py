@@ -9,6 +9,8 @@ from pydantic import Field
 
 from autocompress.front.selection import Point, aliases
 from autocompress.records import (
+    FIXED,
+    Agreement,
     Artifact,
     Baseline,
     Bound,
@@ -16,11 +18,14 @@ from autocompress.records import (
     Fairness,
     Finalist,
     Lineage,
+    Metric,
     ObjectiveName,
     Record,
+    RuntimeGraph,
     Structure,
     TrialRecord,
     Version,
+    settled,
 )
 from autocompress.space.words import plan_words
 
@@ -31,6 +36,7 @@ class ReportData(Record):
     Attributes:
         study: its name, as the user wrote it.
         objectives: what was searched for.
+        metrics: what was measured beside the task's own metric.
         trials: the search's ledger.
         finalists: recovered in full and measured afresh; those with `on_front` are the result.
         baseline: the dense model on all splits that were opened.
@@ -50,6 +56,7 @@ class ReportData(Record):
     finalists: tuple[Finalist, ...]
     baseline: Baseline
     structure: Structure
+    metrics: tuple[Metric, ...] = ()
     versions: tuple[Version, ...] = ()
     bounds: tuple[Bound, ...] = ()
     failed_finalists: dict[int, str] = Field(default_factory=dict)
@@ -74,6 +81,10 @@ class FrontRow(Record):
         warnings: what a reader should know.
         fairness: change per class on the selection split; None for a task that is no classification.
         controls: control -> its accuracy on the selection split.
+        metrics, test_metrics: the study's metrics on the selection and the test split.
+        tied_with: finalists that noise does not let tell apart from this one.
+        predictions: how often they are the dense model's; None for a task that is no classification.
+        graph: what the runtime made of the file; None where it does not show it.
     """
 
     name: str
@@ -91,6 +102,11 @@ class FrontRow(Record):
     warnings: tuple[str, ...] = ()
     fairness: Fairness | None = None
     controls: dict[str, Estimate] = Field(default_factory=dict)
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
+    test_metrics: dict[str, Estimate] = Field(default_factory=dict)
+    tied_with: tuple[str, ...] = ()
+    predictions: Agreement | None = None
+    graph: RuntimeGraph | None = None
 
 
 def dense_row(baseline: Baseline) -> FrontRow:
@@ -103,7 +119,10 @@ def dense_row(baseline: Baseline) -> FrontRow:
         ratio=Estimate.exact(1.0),
         size_ratio=1.0,
         plan="the model as it came",
-        artifact=baseline.artifact,
+        artifact=settled(baseline.artifact, baseline.graph),
+        graph=baseline.graph,
+        metrics=baseline.metrics.get("selection") or baseline.metrics.get("validation", {}),
+        test_metrics=baseline.metrics.get("test", {}),
     )
 
 
@@ -114,6 +133,7 @@ def finalist_rows(
     versions: Sequence[Version] = (),
     structure: Structure | None = None,
     objectives: Sequence[str] = ("accuracy", "latency_ms"),
+    metrics: Sequence[Metric] = (),
 ) -> tuple[FrontRow, ...]:
     """Finalists, fastest first, with the version that holds the same bytes.
 
@@ -123,9 +143,10 @@ def finalist_rows(
         versions: registered versions. Without any, the aliases are those that would be given.
         structure: makes the plans' words say of how many.
         objectives: what the knee weighs.
+        metrics: those of the study.
     """
     by_sha = {v.sha256: v for v in sorted(versions, key=lambda v: v.version)}
-    suggested = _suggested(finalists, baseline, objectives) if not versions else {}
+    suggested = _suggested(finalists, baseline, objectives, metrics) if not versions else {}
     rows = []
     for finalist in sorted(finalists, key=lambda f: (f.final.values["latency_ms"].value, f.number)):
         final, artifact = finalist.final, finalist.final.artifact
@@ -142,11 +163,16 @@ def finalist_rows(
                 size_ratio=artifact.size_bytes / baseline.artifact.size_bytes,
                 plan=plan_words(finalist.plan, structure),
                 version=f"{version.model} v{version.version}" if version else "",
-                artifact=artifact,
+                artifact=settled(artifact, final.graph),
+                graph=final.graph,
                 on_front=finalist.on_front,
                 warnings=final.warnings,
                 fairness=final.fairness,
                 controls=finalist.controls,
+                metrics={name: e for name, e in final.values.items() if name not in FIXED},
+                test_metrics=finalist.test_metrics,
+                tied_with=tuple(f"trial {number}" for number in finalist.tied_with),
+                predictions=final.predictions,
             )
         )
     return tuple(rows)
@@ -164,7 +190,7 @@ def champion_first(aliases: Sequence[str]) -> list[str]:
 
 
 def _suggested(
-    finalists: Sequence[Finalist], baseline: Baseline, objectives: Sequence[str]
+    finalists: Sequence[Finalist], baseline: Baseline, objectives: Sequence[str], metrics: Sequence[Metric]
 ) -> dict[int, tuple[str, ...]]:
     points = [
         Point(id=str(f.number), values={name: e.value for name, e in f.final.values.items()})
@@ -173,5 +199,5 @@ def _suggested(
     ]
     if not points:
         return {}
-    named = aliases(points, dense_accuracy=dense_row(baseline).accuracy.value, objectives=objectives)
+    named = aliases(points, dense_accuracy=dense_row(baseline).accuracy.value, objectives=objectives, metrics=metrics)
     return {int(p.id): tuple(a for a, who in named.items() if who == p.id) for p in points}

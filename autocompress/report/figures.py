@@ -186,8 +186,8 @@ def _finalist_traces(rows: Sequence[FrontRow], objective: str, unit: _Unit) -> l
     front = [r for r in rows if r.on_front]
     traces: list[Figure] = []
     if len(front) > 1:
-        values = [{"accuracy": r.accuracy, "cost": _cost(r, objective)} for r in front]
-        mask = non_dominated(minimized(values, ("accuracy", "cost")))
+        values = [{"accuracy": r.accuracy, objective: _cost(r, objective)} for r in front]
+        mask = non_dominated(minimized(values, ("accuracy", objective)))
         steps = sorted(((_cost(r, objective).value, r.accuracy.value) for r, m in zip(front, mask, strict=True) if m))
         traces.append(
             {

@@ -10,13 +10,14 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from autocompress.front.indicators import ERROR_MARGIN, trace
-from autocompress.records import MAXIMIZED
+from autocompress.records import FIXED, MAXIMIZED
 from autocompress.report.classes import class_section
 from autocompress.report.controls import control_section
 from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows
 from autocompress.report.figures import Figure, front_figure, hidden_trials, hypervolume_figure
 from autocompress.report.layers import layer_strips, layer_table
 from autocompress.report.markup import Html, join, script_json, tag
+from autocompress.report.metrics import agreement_section, metric_section
 from autocompress.report.style import CSS, SCRIPT
 from autocompress.report.tables import facts, front_table, host_facts, lineage_facts, spans
 from autocompress.report.words import LABELS, duration, many, milliseconds, percent, plural, size, times
@@ -54,19 +55,22 @@ def render(data: ReportData) -> str:
         versions=data.versions,
         structure=data.structure,
         objectives=data.objectives,
+        metrics=data.metrics,
     )
     front = [row for row in rows if row.on_front]
     # Drops of a class are no cost that a dense model pays as well; they have a section of their own.
-    costs = [name for name in data.objectives if name not in MAXIMIZED and name != "worst_class_drop"]
+    costs = [name for name in data.objectives if name in FIXED and name not in MAXIMIZED and name != "worst_class_drop"]
     figures = {f"front-{name}": front_figure(data, rows, name) for name in dict.fromkeys(["latency_ms", *costs])}
-    figures["hypervolume"] = hypervolume_figure(trace(data.trials, data.baseline, data.objectives))
+    figures["hypervolume"] = hypervolume_figure(trace(data.trials, data.baseline, data.objectives, data.metrics))
     body = tag(
         "main",
         _header(data, rows),
         *(_front_section(data, figures[key], key) for key in figures if key.startswith("front-")),
         _table_section(data, rows, front),
         _layers_section(data, front),
+        metric_section([*front, dense_row(data.baseline)], data.metrics),
         class_section(front),
+        agreement_section(front),
         control_section(front),
         _search_section(data),
         _how_section(data, front),
@@ -173,11 +177,15 @@ def _table_section(data: ReportData, rows: Sequence[FrontRow], front: Sequence[F
     note = (
         "Fastest first. Accuracy is the runtime's, on the very bytes with this sha256. The front was chosen by "
         "accuracy on the selection split, which therefore flatters it a little; the test split was opened once, "
-        "after that." + named
+        "after that. A model is off it only if another one is better beyond noise; of models that noise does not let "
+        "tell apart one stands for the others, which it names as tied." + named
     )
     rest = []
     if off:
-        summary = tag("summary", f"{plural(len(off), 'finalist')} off the front: dominated, or breaking a constraint")
+        summary = tag(
+            "summary",
+            f"{plural(len(off), 'finalist')} off the front: dominated, tied with a member, or breaking a constraint",
+        )
         rest.append(tag("details", summary, front_table(off)))
     if data.failed_finalists:
         failures = facts((f"trial {n}", reason) for n, reason in sorted(data.failed_finalists.items()))

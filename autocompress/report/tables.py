@@ -29,10 +29,11 @@ def front_table(rows: Sequence[FrontRow]) -> Html:
 
 def _front_row(row: FrontRow) -> Html:
     noisy = tag("span", "noisy", class_="sub bad") if row.noisy else None
+    tied = tag("span", f"tied with {', '.join(row.tied_with)}", class_="sub") if row.tied_with else None
     chips = (tag("span", a, class_="chip champion" if a == "champion" else "chip") for a in champion_first(row.aliases))
     return tag(
         "tr",
-        tag("th", row.name, tag("div", *chips) if row.aliases else None, scope="row"),
+        tag("th", row.name, tag("div", *chips) if row.aliases else None, tied, scope="row"),
         tag("td", percent(row.accuracy.value), _sub(percent_interval(row.accuracy)), class_="num"),
         tag(
             "td",

@@ -28,6 +28,21 @@ def percent_interval(estimate: Estimate, digits: int = 1) -> str:
     return f"[{100 * estimate.low:.{digits}f}, {100 * estimate.high:.{digits}f}]"
 
 
+def label(objective: str) -> str:
+    """What a reader calls an objective; a metric of the study is called by its name."""
+    return LABELS.get(objective, objective)
+
+
+def number(value: float) -> str:
+    """Four significant digits, such as ``"0.8712"``, ``"-1.204"`` or ``"1.2e-05"``."""
+    return f"{value:.4g}"
+
+
+def number_interval(estimate: Estimate) -> str:
+    """A 95% interval, such as ``"[0.85, 0.89]"``; empty if the value is exact."""
+    return "" if estimate.low == estimate.high else f"[{estimate.low:.3g}, {estimate.high:.3g}]"
+
+
 def milliseconds(value: float) -> str:
     """Three significant digits, such as ``"0.412 ms"``."""
     return f"{significant(value)} ms"
