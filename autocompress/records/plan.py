@@ -219,7 +219,7 @@ class SparseTraining(Record):
     begin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     until: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
     updates: Annotated[int, Field(ge=1)] = 10
-    batches: Annotated[int, Field(ge=1)] = 16
+    batches: Annotated[int, Field(ge=1)] = 64
 
     @model_validator(mode="after")
     def _lasts(self) -> SparseTraining:
