@@ -132,7 +132,7 @@ _OF_SIZES = frozenset(
 _OF_RANK = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
-def to_torch(model: bytes) -> nn.Module:
+def to_torch(model: bytes) -> fx.GraphModule:
     """The network as a module in evaluation mode.
 
     Args:
@@ -167,7 +167,7 @@ class _Builder:
         self._tracer.tensor_attrs = {}
         self._values: dict[str, Any] = {t.name: _tensor(t) for t in proto.graph.initializer}
 
-    def build(self) -> nn.Module:
+    def build(self) -> fx.GraphModule:
         constants = set(self._values)
         for value in self._graph.input:
             if value.name not in constants:

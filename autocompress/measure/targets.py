@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from autocompress.errors import MeasurementError
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
+from autocompress.measure.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt
+from autocompress.measure.openvino_cpu import OpenVinoCpu
 from autocompress.measure.target import TargetSettings
+from autocompress.measure.torch_targets import TorchCpu, TorchCuda
 
 
 def _default_kind(value: Any) -> Any:
@@ -19,7 +22,24 @@ def _default_kind(value: Any) -> Any:
 
 
 #: Settings of any target; a mapping without ``kind`` means the default one.
-TargetConfig = Annotated[OnnxRuntimeCpu, BeforeValidator(_default_kind)]
+TargetConfig = Annotated[
+    Annotated[
+        OnnxRuntimeCpu | OpenVinoCpu | TorchCpu | TorchCuda | OnnxRuntimeCuda | OnnxRuntimeTensorRt,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_default_kind),
+]
+
+#: Every target, with its default settings; PyTorch on the CPU once for each of its compilers.
+ALL: tuple[TargetSettings, ...] = (
+    OnnxRuntimeCpu(),
+    OpenVinoCpu(),
+    TorchCpu(),
+    TorchCpu(compiler="inductor"),
+    TorchCuda(),
+    OnnxRuntimeCuda(),
+    OnnxRuntimeTensorRt(),
+)
 
 
 def target_settings(**values: Any) -> TargetSettings:
