@@ -22,6 +22,7 @@ _PROVIDERS = {
 class _OnGpu(TargetSettings):
     package: ClassVar[str] = "onnxruntime-gpu"
     extra: ClassVar[str] = "gpu"
+    needs_gpu: ClassVar[bool] = True
 
     @property
     def install(self) -> str:

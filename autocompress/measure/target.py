@@ -107,6 +107,7 @@ class TargetSettings(BaseModel, ABC):
         patterns: N:M patterns of zeros, such as ``"2:4"``, that a kernel of its own makes use of.
         package: what `build` imports, as pip names it.
         extra: autocompress' extra that brings the package; empty if the core install has it.
+        needs_gpu: it computes on an NVIDIA GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -124,6 +125,7 @@ class TargetSettings(BaseModel, ABC):
     patterns: ClassVar[tuple[str, ...]] = ()
     package: ClassVar[str]
     extra: ClassVar[str] = ""
+    needs_gpu: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

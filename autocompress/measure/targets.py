@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from autocompress.errors import MeasurementError
+from autocompress.measure.executorch_xnnpack import ExecuTorchXnnpack
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt
 from autocompress.measure.openvino_cpu import OpenVinoCpu
@@ -24,7 +25,7 @@ def _default_kind(value: Any) -> Any:
 #: Settings of any target; a mapping without ``kind`` means the default one.
 TargetConfig = Annotated[
     Annotated[
-        OnnxRuntimeCpu | OpenVinoCpu | TorchCpu | TorchCuda | OnnxRuntimeCuda | OnnxRuntimeTensorRt,
+        OnnxRuntimeCpu | OpenVinoCpu | TorchCpu | ExecuTorchXnnpack | TorchCuda | OnnxRuntimeCuda | OnnxRuntimeTensorRt,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_default_kind),
@@ -36,6 +37,7 @@ ALL: tuple[TargetSettings, ...] = (
     OpenVinoCpu(),
     TorchCpu(),
     TorchCpu(compiler="inductor"),
+    ExecuTorchXnnpack(),
     TorchCuda(),
     OnnxRuntimeCuda(),
     OnnxRuntimeTensorRt(),

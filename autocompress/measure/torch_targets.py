@@ -63,6 +63,7 @@ class TorchCuda(TargetSettings):
     compiler: Compiler = "eager"
 
     package: ClassVar[str] = "torch"
+    needs_gpu: ClassVar[bool] = True
 
     @property
     def install(self) -> str:
@@ -79,8 +80,8 @@ class TorchCuda(TargetSettings):
         if not torch.cuda.is_available():
             raise MeasurementError(
                 f"target {self.name!r}: expected an NVIDIA GPU that torch can use, got none (torch "
-                f"{torch.__version__}, built for {torch.version.cuda or 'no CUDA'}); measure on a machine that has one, "
-                f"with a build for CUDA: {self.install!r}"
+                f"{torch.__version__}, built for {torch.version.cuda or 'no CUDA'}); measure on a machine that has "
+                f"one, with a build for CUDA: {self.install!r}"
             )
         return TorchTarget(self, torch, "cuda")
 

@@ -1,4 +1,4 @@
-"""What works on this machine: versions, runtimes, the default target tried for real, the registry's store."""
+"""What works on this machine: versions, host, and every target tried for real."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 
-from autocompress.measure.doctor import Runtime, runtimes
+from autocompress.measure.doctor import TargetReport, targets
 from autocompress.measure.host import fingerprint
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.pipeline.identity import VERSIONED
@@ -18,18 +18,16 @@ class Examination(Record):
 
     Attributes:
         versions: library -> installed version, "missing" if it is not there.
-        runtimes: each tried, with what works or why not.
+        targets: each tried, with what it can do, and what works or why not.
         host: fingerprint of this machine with the default target.
-        target: what the default target can do, in words.
         healthy: everything that a study needs works.
     """
 
     python: str
     system: str
     versions: dict[str, str]
-    runtimes: tuple[Runtime, ...]
+    targets: tuple[TargetReport, ...]
     host: Host
-    target: str
     healthy: bool
 
 
@@ -41,25 +39,14 @@ def examine() -> Examination:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "missing"
-    target = OnnxRuntimeCpu()
-    found = runtimes()
-    needed = {"onnxruntime", "torch"}
-    runtime = target.build().runtime if any(r.name == "onnxruntime" and r.works for r in found) else "none"
+    default, found = OnnxRuntimeCpu(), targets()
+    works = {report.name for report in found if report.works}
+    runtime = default.build().runtime if default.kind in works else "none"
     return Examination(
         python=sys.version.split()[0],
         system=platform.platform(),
         versions=versions,
-        runtimes=found,
-        host=fingerprint(runtime, target.threads),
-        target=(
-            f"{target.kind}: computes in {_listed(target.computes)} bits, weights alone in "
-            f"{_listed(target.weights_only_bits)}; stores and runs {_listed(target.bits)}; "
-            f"channels in multiples of {target.round_to}; "
-            "batch size and threads by configuration"
-        ),
-        healthy="missing" not in versions.values() and all(r.works for r in found if r.name in needed),
+        targets=found,
+        host=fingerprint(runtime, default.threads),
+        healthy="missing" not in versions.values() and default.kind in works,
     )
-
-
-def _listed(bits: tuple[int, ...]) -> str:
-    return ", ".join(map(str, bits))
