@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.records import Artifact, Baseline, Estimate
+from autocompress.records import FIXED, Artifact, Baseline, Estimate
 from autocompress.report.data import champion_first
-from autocompress.report.words import duration, milliseconds, percent, size, times
+from autocompress.report.words import duration, milliseconds, number, number_interval, percent, size, times
 
 if TYPE_CHECKING:
     from autocompress.pipeline.doctor import Examination
@@ -61,7 +61,12 @@ def _cells(row: FrontRow, final: bool, hashes: bool) -> list[Text]:
     noisy = "noisy latency; " if row.noisy else ""
     words = " ".join(filter(None, [version, *champion_first(row.aliases)]))
     lines = [words] if words else []
-    lines += [f"{noisy}{row.summary}", *([f"sha256 {row.sha256}"] if hashes else [])]
+    lines += [
+        f"{noisy}{row.summary}",
+        *_metrics(row.values),
+        *_ties(row.tied_with),
+        *([f"sha256 {row.sha256}"] if hashes else []),
+    ]
     cells = (
         f"trial {row.trial}",
         _share(row.values["accuracy"]),
@@ -73,6 +78,16 @@ def _cells(row: FrontRow, final: bool, hashes: bool) -> list[Text]:
     )
     # Text, not str: rich reads markup in a str, and names come from users.
     return [Text(cell) for cell in cells]
+
+
+def _metrics(values: Mapping[str, Estimate]) -> list[str]:
+    """A line with the study's own metrics; none if it has none."""
+    own = [f"{name} {number(e.value)} {number_interval(e)}".strip() for name, e in values.items() if name not in FIXED]
+    return [", ".join(own)] if own else []
+
+
+def _ties(numbers: Sequence[int]) -> list[str]:
+    return [f"tied with trial {', '.join(map(str, numbers))}"] if numbers else []
 
 
 def _dense_cells(dense: Baseline, final: bool, hashes: bool) -> list[Text]:
@@ -139,10 +154,10 @@ def print_status(view: StatusView) -> None:
     out = console()
     out.print(f"study     {escape(view.study)} ({view.state})")
     out.print(f"folder    {escape(view.folder)}", soft_wrap=True)
-    counts = ", ".join(f"{number} {state}" for state, number in sorted(view.counts.items())) or "none yet"
+    counts = ", ".join(f"{seen} {state}" for state, seen in sorted(view.counts.items())) or "none yet"
     out.print(f"trials    {view.done} of {view.total} ({counts})")
-    for reason, number in view.reasons.items():
-        out.print(f"  failed  {number} x {escape(reason)}", soft_wrap=True)
+    for reason, seen in view.reasons.items():
+        out.print(f"  failed  {seen} x {escape(reason)}", soft_wrap=True)
     if view.front.rows:
         out.print(f"front     {len(view.front.rows)} members, hypervolume of the search {view.hypervolume:.3f}")
         out.print()
@@ -160,6 +175,8 @@ def print_pick(view: PickView) -> None:
     out.print(f"accuracy  {escape(_share(view.values['accuracy']))}{test}")
     out.print(f"latency   {milliseconds(view.values['latency_ms'].value)}")
     out.print(f"size      {size(view.values['size_bytes'].value)}")
+    for line in _metrics(view.values):
+        out.print(f"metrics   {escape(line)}", soft_wrap=True)
     out.print(f"plan      {escape(view.plan)}")
     out.print(f"sha256    {view.sha256}")
     if view.downloaded:
@@ -272,20 +289,36 @@ def _cost(kl: float | None, loss: float) -> str:
     return f"loss {loss:+.3f}" if kl is None else f"{kl:.3f}"
 
 
+def _bits(widths: Sequence[int]) -> str:
+    """``"32, 16, 8-2"``: three in a row and more as a range; ``"none"``."""
+    runs: list[list[int]] = []
+    for width in widths:
+        if runs and runs[-1][-1] - 1 == width:
+            runs[-1].append(width)
+        else:
+            runs.append([width])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs) or "none"
+
+
 def print_doctor(view: Examination) -> None:
-    """Versions, runtimes, host."""
+    """Versions, targets, host."""
     out = console()
     out.print(f"python    {view.python} on {escape(view.system)}")
     host = view.host
     out.print(f"host      {escape(host.cpu)}, {host.cores} cores, {host.memory_gb} GiB, fingerprint {host.key}")
-    out.print(f"target    {escape(view.target)}")
     table = Table(box=None, pad_edge=False)
-    for name in ("runtime", "version", "", "what works"):
+    for name in ("target", "version", "", "computes", "weights alone", "stores", "rounds to", "N:M", "what works"):
         table.add_column(name)
-    for runtime in view.runtimes:
-        mark = "[green]works[/green]" if runtime.works else "[yellow]no[/yellow]"
-        table.add_row(escape(runtime.name), runtime.version or "", mark, escape(runtime.detail))
+    for target in view.targets:
+        mark = "[green]works[/green]" if target.works else "[yellow]no[/yellow]"
+        bits = (_bits(target.computes), _bits(target.weights_only_bits), _bits(target.bits))
+        patterns = ", ".join(target.patterns) or "none"
+        detail = escape(target.detail if target.install is None else f"not installed: {target.install}")
+        table.add_row(
+            escape(target.name), target.version or "", mark, *bits, str(target.round_to), escape(patterns), detail
+        )
     out.print(table)
+    out.print("Every target takes any batch size and number of threads.")
     libraries = Table(box=None, pad_edge=False)
     for name in ("library", "version"):
         libraries.add_column(name)

@@ -171,8 +171,9 @@ def _normalised(
 def _gap(metric: Metric, column: np.ndarray, dense: float) -> np.ndarray:
     """Distances to the metric's best value, as shares of the box's width.
 
-    gap(x) = max(0, best - x), or max(0, x - best) for an error; the width is gap(dense) + margin. The margin is that
-    of accuracy, 0.10, where 1 is the best value, as of a share; else half of the dense gap, and 1 where that is 0.
+    gap(x) = max(0, best - x), or max(0, x - best) for an error; the width is gap(dense) + margin. Unless the metric has
+    its own, the margin is that of accuracy, 0.10, where 1 is the best value, as of a share; else half of the dense gap,
+    and 1 where that is 0.
     Without a known best value it is dense + |dense|, or dense - |dense| for an error.
 
     Args:
@@ -183,7 +184,7 @@ def _gap(metric: Metric, column: np.ndarray, dense: float) -> np.ndarray:
     sign = 1.0 if metric.maximize else -1.0
     best = metric.best if metric.best is not None else dense + sign * abs(dense)
     gap = max(0.0, sign * (best - dense))
-    margin = ERROR_MARGIN if metric.maximize and metric.best == 1.0 else 0.5 * gap or 1.0
+    margin = metric.margin or (ERROR_MARGIN if metric.maximize and metric.best == 1.0 else 0.5 * gap or 1.0)
     found: np.ndarray = np.maximum(0.0, sign * (best - column)) / (gap + margin)
     return found
 

@@ -36,6 +36,7 @@ from autocompress.references import load_object
 from autocompress.space.explain import nearest
 from autocompress.space.reference import anchored, function_reference
 
+Margin = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)] | None
 OutputKind = Literal["logits", "probabilities"]
 
 #: scikit-learn's scorers of numbers, the others being of classes. Held to the installed version by a test.
@@ -106,12 +107,14 @@ class ScikitLearn(_Settings):
         scorer: one of ``sklearn.metrics.get_scorer_names()``, such as ``"f1_macro"`` or ``"neg_log_loss"``.
         name: what the study calls it; the scorer's name if null, without ``neg_``.
         arguments: of the scorer beyond its own, such as ``{"k": 5}`` of ``top_k_accuracy``.
+        margin: how much worse than the dense model's a value may be and still count in the hypervolume.
     """
 
     kind: Literal["scikit-learn"] = "scikit-learn"
     scorer: str
     name: str | None = None
     arguments: dict[str, str | int | float | bool | None] = {}
+    margin: Margin = None
 
     @field_validator("scorer")
     @classmethod
@@ -140,6 +143,7 @@ class ScikitLearn(_Settings):
             name=self.name or self.scorer.removeprefix("neg_"),
             maximize=not error,
             best=0.0 if error else None if self.scorer in _UNBOUNDED else 1.0,
+            margin=self.margin,
             source=f"scikit-learn:{self.scorer}",
             arguments=self.arguments,
             outputs=outputs,
@@ -154,6 +158,7 @@ class FunctionMetric(_Settings):
         function: ``package.module:function`` or ``file.py:function``; from Python also the function itself.
         maximize: larger is better; false for an error.
         best: the best value that there is, such as 100 of a score in percent; null if there is none.
+        margin: how much worse than the dense model's a value may be and still count in the hypervolume.
     """
 
     kind: Literal["function"]
@@ -161,6 +166,7 @@ class FunctionMetric(_Settings):
     function: str
     maximize: Annotated[bool, Field(strict=True)]
     best: FiniteFloat | None = None
+    margin: Margin = None
 
     @field_validator("name")
     @classmethod
@@ -182,7 +188,14 @@ class FunctionMetric(_Settings):
 
     def metric(self, outputs: OutputKind = "logits") -> Metric:
         """Name, direction and how to measure it; what the outputs are is the function's own affair."""
-        return Metric(name=self.name, maximize=self.maximize, best=self.best, source=self.function, outputs=outputs)
+        return Metric(
+            name=self.name,
+            maximize=self.maximize,
+            best=self.best,
+            margin=self.margin,
+            source=self.function,
+            outputs=outputs,
+        )
 
 
 def _by_name(value: Any) -> Any:

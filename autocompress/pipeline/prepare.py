@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +22,7 @@ from autocompress.config import Study, diff, read_identity
 from autocompress.errors import CompressionError, StudyChangedError
 from autocompress.inputs import Arrays, arrays
 from autocompress.measure.host import host_of
-from autocompress.measure.quality import accuracy, predict
+from autocompress.measure.quality import predict
 from autocompress.pipeline.allocations import allocation_tables
 from autocompress.pipeline.costs import check_costs, costs_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
@@ -32,7 +30,7 @@ from autocompress.pipeline.identity import dataset_digest, task_code_digest
 from autocompress.pipeline.judge import Judge
 from autocompress.pipeline.probe import host_difference, measuring_host, take_readings
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Allocation, Artifact, Baseline, Estimate, Host, Record, Role, Structure, digest
+from autocompress.records import Allocation, Artifact, Baseline, Host, Record, Role, Structure, digest
 from autocompress.rng import derive_seed
 from autocompress.space.space import Space, resolve
 from autocompress.task import Task, fetch, fixed_randomness, load_task, plain, size
@@ -283,18 +281,6 @@ def prepare(study: Study) -> Workbench:
 def _described(model: bytes, *, packed: bool) -> Artifact:
     artifact = describe(model)
     return artifact.model_copy(update={"packed_bytes": len(pack(model))}) if packed else artifact
-
-
-def judge(
-    session: Session,
-    task: Task,
-    role: Role,
-    seed: int,
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Estimate:
-    """Accuracy of a session on one role of the data, with its 95% interval; `guard` is entered for each batch."""
-    outputs, targets = predict(session, getattr(task, role), guard=guard)
-    return accuracy(outputs, targets, task.metric, seed=derive_seed(seed, "bootstrap", role))
 
 
 def _build(study: Study, task: Task) -> nn.Module:

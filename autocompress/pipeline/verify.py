@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from autocompress.compress.artifact import describe
 from autocompress.config import Study
 from autocompress.measure.host import host_of
 from autocompress.measure.latency import measure
-from autocompress.measure.quality import accuracy, predict
+from autocompress.measure.metrics import is_function
+from autocompress.measure.quality import predict
 from autocompress.measure.target import Target
 from autocompress.measure.targets import target_settings
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.identity import dataset_digest
+from autocompress.pipeline.judge import Judge
 from autocompress.pipeline.prepare import latency_inputs
-from autocompress.records import Estimate, LatencyReading, Record, Role
+from autocompress.records import Estimate, LatencyReading, Metric, Record, Role
 from autocompress.registry.card import EvidenceCard
 from autocompress.registry.store import Store
 from autocompress.rng import derive_seed
 from autocompress.task import Task, load_task
 
 Outcome = Literal["holds", "differs", "not comparable"]
+_UNKNOWN: Outcome = "not comparable"
 
 #: Latency is measured again, not replayed: two readings on one host agree if their ratios to the dense baseline
 #: differ by less than this share, or their intervals overlap.
@@ -94,8 +98,13 @@ def verify_version(uri: str, *, output: Path, trusted: str | None = None) -> Ver
         ]
         return Verification(uri=uri, checks=(*checks, *unknown))
     task = load_task(factory, card.origin.task.arguments)
-    for role, claimed in (("selection", card.final.values["accuracy"]), ("test", card.test)):
-        checks += _quality(model, card, target, task, role, claimed)  # type: ignore[arg-type]
+    trusted_metrics = _known_metrics(card, factory, output / Path(card.origin.lineage.study).name)
+    for name in [m.name for m in card.origin.metrics if m not in trusted_metrics]:
+        why = "not run: a function that is neither of the task's module nor of a study in the output folder"
+        checks.append(Check(name=name, claimed="measured with the metric's function", found=why, outcome=_UNKNOWN))
+    judge = Judge(task, trusted_metrics, card.origin.seed)
+    for role, claimed in (("selection", card.final.values), ("test", {"accuracy": card.test, **card.test_metrics})):
+        checks += _quality(model, card, target, judge, getattr(task, role), role, claimed)  # type: ignore[arg-type]
     checks.append(_latency(uri, model, card, target, task, store))
     return Verification(uri=uri, checks=tuple(checks))
 
@@ -105,6 +114,16 @@ def _is_known(factory: str, folder: Path) -> bool:
         return True
     kept = StudyFolder(folder).study
     return kept.is_file() and Study.model_validate_json(kept.read_bytes()).task.factory == factory
+
+
+def _known_metrics(card: EvidenceCard, factory: str, folder: Path) -> tuple[Metric, ...]:
+    """Metrics that may be run: scikit-learn's, and functions beside the task's or of the study that is kept here."""
+    kept = StudyFolder(folder).study
+    own = Study.model_validate_json(kept.read_bytes()).metrics if kept.is_file() else ()
+    place = factory.rpartition(":")[0]
+    return tuple(
+        m for m in card.origin.metrics if not is_function(m) or m.source.rpartition(":")[0] == place or m in own
+    )
 
 
 def _equal(name: str, claimed: object, found: object) -> Check:
@@ -125,23 +144,34 @@ def _bytes(model: bytes, card: EvidenceCard) -> list[Check]:
 
 
 def _quality(
-    model: bytes, card: EvidenceCard, target: Target, task: Task, role: Role, claimed: Estimate
+    model: bytes,
+    card: EvidenceCard,
+    target: Target,
+    judge: Judge,
+    data: Any,
+    role: Role,
+    claimed: Mapping[str, Estimate],
 ) -> list[Check]:
     split = next(s for s in card.origin.splits if s.role == role)
-    data = getattr(task, role)
     same = _equal(f"data ({role})", split.sha256, dataset_digest(data))
     if same.outcome == "differs":
         return [same]
     outputs, targets = predict(target.prepare(model), data)
-    found = accuracy(outputs, targets, task.metric, seed=derive_seed(card.origin.seed, "bootstrap", role))
     here = host_of(target)
-    check = _equal(f"accuracy ({role})", f"{claimed.value:.6f}", f"{found.value:.6f}")
-    if check.outcome == "differs" and here.key != card.final.host.key and claimed.low <= found.value <= claimed.high:
-        # Kernels of another processor round differently: within the interval it says nothing against the card.
-        check = check.model_copy(
-            update={"outcome": "not comparable", "found": f"{check.found}, inside the interval, on another host"}
-        )
-    return [same, check]
+    checks = [same]
+    for name, found in judge.values(outputs, targets, role).items():
+        said = claimed.get(name)
+        if said is None:
+            checks.append(_equal(f"{name} ({role})", "no value", f"{found.value:.6f}"))
+            continue
+        check = _equal(f"{name} ({role})", f"{said.value:.6f}", f"{found.value:.6f}")
+        if check.outcome == "differs" and here.key != card.final.host.key and said.low <= found.value <= said.high:
+            # Kernels of another processor round differently: within the interval it says nothing against the card.
+            check = check.model_copy(
+                update={"outcome": _UNKNOWN, "found": f"{check.found}, inside the interval, on another host"}
+            )
+        checks.append(check)
+    return checks
 
 
 def _latency(uri: str, model: bytes, card: EvidenceCard, target: Target, task: Task, store: Store) -> Check:

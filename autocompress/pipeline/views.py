@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from autocompress.config import Study
 from autocompress.errors import RegistryError
 from autocompress.front.selection import Point, Preference, pick
@@ -14,7 +16,7 @@ from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Prepared
 from autocompress.pipeline.publish import Registered
 from autocompress.pipeline.search import load_trials, search_front, search_state
-from autocompress.records import Baseline, Estimate, Measurement, Plan, Record, Structure, TrialRecord
+from autocompress.records import FIXED, Baseline, Estimate, Measurement, Plan, Record, Structure, TrialRecord
 from autocompress.registry.store import Store
 from autocompress.registry.tags import HOST, estimates, is_noisy, test_accuracy, values
 from autocompress.space.words import plan_words
@@ -28,6 +30,8 @@ class FrontRow(Record):
         ratio: latency as a share of the dense model's.
         noisy: the latency reading stayed noisy after all repeats.
         test: accuracy on the test split; None before it was opened.
+        test_metrics: the study's metrics on the test split.
+        tied_with: trial numbers of finalists that noise does not let tell apart from this one.
         uri: the registered version; None before it was registered.
     """
 
@@ -38,6 +42,8 @@ class FrontRow(Record):
     ratio: Estimate
     noisy: bool = False
     test: Estimate | None = None
+    test_metrics: dict[str, Estimate] = Field(default_factory=dict)
+    tied_with: tuple[int, ...] = ()
     plan: Plan
     summary: str
     sha256: str
@@ -121,7 +127,16 @@ def study_front(study: Study) -> FrontView:
         if row is not None:
             version = versions.get(row.sha256)
             extra = {"uri": version.uri, "aliases": version.aliases} if version else {}
-            found.append(row.model_copy(update={"test": member.test, **extra}))
+            found.append(
+                row.model_copy(
+                    update={
+                        "test": member.test,
+                        "test_metrics": member.test_metrics,
+                        "tied_with": member.tied_with,
+                        **extra,
+                    }
+                )
+            )
     found.sort(key=lambda r: r.values["latency_ms"].value)
     return FrontView(
         study=study.name, stage="final", objectives=study.objectives, rows=tuple(found), dense=finals.baseline
@@ -232,6 +247,7 @@ def front_rows(view: FrontView) -> list[dict[str, object]]:
             "latency ms": round(row.values["latency_ms"].value, 5),
             "of dense": round(row.ratio.value, 4),
             "size bytes": int(row.values["size_bytes"].value),
+            **{name: round(estimate.value, 6) for name, estimate in row.values.items() if name not in FIXED},
             "plan": row.summary,
             "version": row.uri,
             "sha256": row.sha256,

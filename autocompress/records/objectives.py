@@ -46,6 +46,8 @@ class Metric(Record):
         name: what it is called as an objective, in constraints, on pages and in tags.
         maximize: larger is better; else smaller is, as of an error.
         best: the best value that there is; None if it is not known.
+        margin: how much worse than the dense model's a value may be and still count in the hypervolume; None for a
+            default that rests on `best`.
         source: ``"scikit-learn:f1_macro"``, or the function, ``"package.module:function"``.
         arguments: of a scikit-learn metric, beyond its defaults.
         outputs: what the network's outputs are taken for.
@@ -54,6 +56,7 @@ class Metric(Record):
     name: ObjectiveName
     maximize: bool
     best: FiniteFloat | None = None
+    margin: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     source: str
     arguments: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     outputs: Literal["logits", "probabilities"] = "logits"
