@@ -57,11 +57,18 @@ def divide(threads: int, allowed: Collection[int] | None = None) -> Cores:
     return Cores(frozenset(ordered), frozenset(ordered[-threads:]), frozenset(ordered[:-threads]))
 
 
-def move_here(cores: Collection[int]) -> None:
-    """Hold this process to cores, with all its threads and all its descendants, such as loaders of data."""
+def move_here(cores: Collection[int], *, descendants: bool) -> None:
+    """Hold this process to cores, with all its threads.
+
+    Args:
+        cores: where they may run.
+        descendants: take them along, such as the loaders of data of a process that trains. A driver's are Ray's own
+            processes, which have nothing to do with its readings.
+    """
     processes = [os.getpid()]
-    with contextlib.suppress(psutil.Error):
-        processes += [child.pid for child in psutil.Process().children(recursive=True)]
+    if descendants:
+        with contextlib.suppress(psutil.Error):
+            processes += [child.pid for child in psutil.Process().children(recursive=True)]
     for process in processes:
         for thread in _threads(process):
             # It has ended meanwhile, or has become another user's.

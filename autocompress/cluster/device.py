@@ -30,6 +30,8 @@ Told = Callable[[str], None]
 
 #: Seconds between two looks at whether the device is still there.
 _LOOK_S = 0.5
+#: Seconds in which the device's actor must have started: Python's imports, on a slow machine.
+_START_S = 120.0
 #: How often a device that is lost while it answers is asked again, once a node with its labels is there.
 _ATTEMPTS = 5
 _FOLDER = "autocompress-device-"
@@ -173,12 +175,21 @@ class _Device:
         settings = {"labels": asked.labels, "evaluator": asked.evaluator.model_dump(mode="json")}
         name = f"autocompress-device-{digest(settings)[:12]}"
         self._key = (ray.get_runtime_context().get_job_id(), name)
-        if self._key not in _handles:
-            remote = ray.remote(num_cpus=0, max_restarts=0)(_DeviceActor)
-            _handles[self._key] = remote.options(
-                name=name, get_if_exists=True, label_selector=dict(asked.labels)
+        known = _handles.get(self._key)
+        if known is None:
+            remote = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"look": 1})(_DeviceActor)
+            known = remote.options(
+                name=name,
+                get_if_exists=True,
+                label_selector=dict(asked.labels),
+                # Not the caller's own placement group, which is on another node.
+                scheduling_strategy="DEFAULT",
             ).remote(**settings, memory_gb=asked.memory_gb)
-        self._actor = _handles[self._key]
+        self._actor = known
+        if self._key not in _handles:
+            # Beside the queue of readings: Ray would wait for ever for an actor that it cannot place.
+            self._get(known.is_there.options(concurrency_group="look").remote(), _START_S)
+            _handles[self._key] = known
 
     def ask(self) -> DeviceAnswer:
         """The answer; what the device lacks is sent when it says so."""
@@ -198,14 +209,17 @@ class _Device:
             else:
                 raise MeasurementError(f"on the device node {self._asked.where}: {kind}: {value}")
 
-    def _get(self, reference: Any) -> Any:
+    def _get(self, reference: Any, timeout_s: float | None = None) -> Any:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
+        begun = time.monotonic()
         try:
             while not ray.wait([reference], timeout=_LOOK_S)[0]:
                 if not _living(self._asked.labels)[0]:
                     raise self._lost("its node left the cluster")
+                if timeout_s is not None and time.monotonic() - begun > timeout_s:
+                    raise self._lost(f"its process did not start within {timeout_s:g} s")
             return ray.get(reference)
         except RayTaskError as error:
             cause = str(error).strip().splitlines()[-1]
@@ -236,6 +250,10 @@ class _DeviceActor:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         reference = EvaluatorReference.model_validate(evaluator)
         self._worker = KillableWorker(reference, self._folder / "logs", memory_gb)
+
+    def is_there(self) -> bool:
+        """True, once the actor has started."""
+        return True
 
     def answer(
         self,

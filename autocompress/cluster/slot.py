@@ -78,7 +78,7 @@ class ExclusiveSlot:
                 fcntl.flock(room, fcntl.LOCK_SH)
                 fcntl.flock(turnstile, fcntl.LOCK_UN)
             if nobody_measures == self._moved:
-                move_here(cores.home if nobody_measures else cores.training)
+                move_here(cores.home if nobody_measures else cores.training, descendants=True)
                 self._moved = not nobody_measures
             yield
 
@@ -105,11 +105,11 @@ class ExclusiveSlot:
             if self._cores is None:
                 yield
                 return
-            move_here(self._cores.measuring)
+            move_here(self._cores.measuring, descendants=False)
             try:
                 yield
             finally:
-                move_here(self._cores.home)
+                move_here(self._cores.home, descendants=self._moved)
                 self._moved = False
 
 

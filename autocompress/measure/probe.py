@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: How a device's process builds its evaluator.
 FACTORY = "autocompress.measure.probe:build_probe"
+_PREFIX = "input:"
 
 
 class ReadingRequest(Record):
@@ -152,7 +153,8 @@ def pack_arrays(inputs: Arrays) -> bytes:
     """Inputs as the bytes of an ``.npy`` or, if they have names, of an ``.npz`` file."""
     buffer = io.BytesIO()
     if isinstance(inputs, dict):
-        np.savez(buffer, **inputs)  # type: ignore[arg-type]  # its other keyword is a flag
+        # Prefixed: numpy has parameters of its own, and an input may be called like one.
+        np.savez(buffer, **{_PREFIX + name: array for name, array in inputs.items()})  # type: ignore[arg-type]
     else:
         np.save(buffer, inputs, allow_pickle=False)
     return buffer.getvalue()
@@ -168,4 +170,6 @@ def unpack_arrays(data: bytes) -> Arrays:
         found = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError) as error:
         raise MeasurementError(f"expected inputs as an .npy or .npz file, got {len(data)} bytes: {error}") from error
-    return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    if isinstance(found, np.ndarray):
+        return found
+    return {name.removeprefix(_PREFIX): found[name] for name in found.files}

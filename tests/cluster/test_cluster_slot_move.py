@@ -1,0 +1,160 @@
+"""The slot with ``move``: real processes on real cores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autocompress.cluster.cores import divide
+from autocompress.cluster.slot import ExclusiveSlot
+from autocompress.errors import MeasurementError
+
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+#: Counts in steps of about 5 ms, and says after each when it began and ended, where, and how far it came.
+BURNER = """
+import os, sys, time
+from pathlib import Path
+from autocompress.cluster.slot import ExclusiveSlot
+slot = ExclusiveSlot(Path(sys.argv[1]), cores=1)
+print("ready", flush=True)
+while True:
+    with slot.training():
+        begun, count = time.monotonic(), 0
+        while time.monotonic() < begun + 0.005:
+            count += 1
+        print(begun, time.monotonic(), ",".join(map(str, sorted(os.sched_getaffinity(0)))), count, flush=True)
+"""
+
+MEASURER = """
+import sys, time
+from pathlib import Path
+from autocompress.cluster.slot import ExclusiveSlot
+with ExclusiveSlot(Path(sys.argv[1]), cores=1).measuring():
+    print("measuring", flush=True)
+    time.sleep(60)
+"""
+
+
+def start(code: str, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=file, env=environment)
+
+
+def wait_for(log: Path, word: str) -> None:
+    for _ in range(200):
+        if word in log.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{word!r} never came")
+
+
+class Step:
+    def __init__(self, line: str) -> None:
+        begun, ended, cores, count = line.split()
+        self.begun, self.ended, self.count = float(begun), float(ended), int(count)
+        self.cores = frozenset(map(int, cores.split(",")))
+
+
+def steps(log: Path, after: float, before: float) -> list[Step]:
+    """Whole steps within a time."""
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n") and line != "ready\n"]
+    return [s for s in map(Step, lines) if after <= s.begun and s.ended <= before]
+
+
+@pytest.fixture
+def burner(tmp_path: Path) -> Iterator[Path]:
+    log = tmp_path / "burner.log"
+    process = start(BURNER, tmp_path / "slot", log)
+    wait_for(log, "ready")
+    yield log
+    process.kill()
+    process.wait()
+
+
+def test_training_goes_on_beside_a_reading_on_the_other_cores_and_comes_back(tmp_path: Path, burner: Path) -> None:
+    cores, slot = divide(1), ExclusiveSlot(tmp_path / "slot", cores=1)
+    time.sleep(0.3)
+    asked = time.monotonic()
+    with slot.measuring(timeout_s=10):
+        begun = time.monotonic()
+        assert os.sched_getaffinity(0) == cores.measuring
+        time.sleep(0.5)
+        ended = time.monotonic()
+    assert os.sched_getaffinity(0) == cores.home
+    time.sleep(0.5)
+    assert begun - asked < 1.0
+    during, after = steps(burner, begun, ended), steps(burner, ended + 0.2, time.monotonic())
+    assert len(during) > 5
+    assert {s.cores for s in during} == {cores.training}
+    assert len(after) > 5
+    assert {s.cores for s in after} == {cores.home}
+
+
+def test_no_step_is_on_the_measuring_cores_while_a_reading_is_taken(tmp_path: Path, burner: Path) -> None:
+    cores, slot = divide(1), ExclusiveSlot(tmp_path / "slot", cores=1)
+    readings = []
+    for _ in range(10):
+        with slot.measuring(timeout_s=10):
+            begun = time.monotonic()
+            time.sleep(0.05)
+            readings.append((begun, time.monotonic()))
+        time.sleep(0.03)
+    time.sleep(0.2)
+    all_steps = steps(burner, 0.0, time.monotonic())
+    beside = [s for s in all_steps for begun, ended in readings if s.begun < ended and begun < s.ended]
+    assert beside
+    # One that began beside a reading may go on after it, never the other way round.
+    assert all(s.cores == cores.training for s in beside)
+
+
+def test_a_measuring_process_that_is_killed_leaves_training_free(tmp_path: Path, burner: Path) -> None:
+    cores, log = divide(1), tmp_path / "measurer.log"
+    measurer = start(MEASURER, tmp_path / "slot", log)
+    wait_for(log, "measuring")
+    time.sleep(0.2)
+    moved = time.monotonic()
+    time.sleep(0.2)
+    measurer.send_signal(signal.SIGKILL)
+    measurer.wait()
+    killed = time.monotonic()
+    time.sleep(0.5)
+    assert {s.cores for s in steps(burner, moved, killed)} == {cores.training}
+    assert {s.cores for s in steps(burner, killed + 0.2, time.monotonic())} == {cores.home}
+    with ExclusiveSlot(tmp_path / "slot", cores=1).measuring(timeout_s=2):
+        pass
+
+
+@pytest.mark.alone
+def test_what_is_measured_beside_a_burner_is_what_is_measured_alone(tmp_path: Path, burner: Path) -> None:
+    def spin() -> float:
+        begun = time.perf_counter()
+        for _ in range(200_000):
+            pass
+        return time.perf_counter() - begun
+
+    slot = ExclusiveSlot(tmp_path / "slot", cores=1)
+    with slot.measuring(timeout_s=10):
+        begun = time.monotonic()
+        beside = sorted(spin() for _ in range(60))
+        ended = time.monotonic()
+    done = sum(s.count for s in steps(burner, begun, ended))
+    assert done > 0, "training went on"
+    with ExclusiveSlot(tmp_path / "other").measuring(), ExclusiveSlot(tmp_path / "slot").measuring(timeout_s=10):
+        alone = sorted(spin() for _ in range(60))
+    assert beside[30] < 1.2 * alone[30]
+    assert beside[54] < 1.5 * alone[54], "the burner never took the core"
+
+
+def test_a_machine_without_a_core_to_spare_is_refused(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(MeasurementError, match=rf"'move' needs at least one core beside the {cores} that measure"):
+        ExclusiveSlot(tmp_path, cores=cores)
