@@ -197,10 +197,54 @@ def verify(
 
 
 @app.command()
-def profile(study: StudyArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
-    """Profile the dense model: groups, latency per layer, sensitivity per group.
+def profile(
+    what: Annotated[list[str], typer.Argument(metavar="STUDY|FILE.onnx...", help="A study, ONNX files, or both.")],
+    trial: Annotated[list[int] | None, typer.Option(metavar="N", help="A trial of the study; may be repeated.")] = None,
+    version: Annotated[list[str] | None, typer.Option(metavar="MODEL_URI", help="A registered version.")] = None,
+    plan: Annotated[list[Path] | None, typer.Option(metavar="PLAN", help="A plan, built unless it was before.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Where the picture goes; the study's folder, or here.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of an inference, for files without a study.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples of an inference, likewise.")] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where the time of an inference goes, layer by layer, dense against compressed, and write a picture.
 
-    Example: `autocompress profile digits`
+    Without trials, versions, plans or files, the members of the study's final front are held against its dense model.
+
+    Example: `autocompress profile digits --trial 3`, `autocompress profile dense.onnx small.onnx`
+    """
+    from autocompress.cli.listening import TerminalReporter
+    from autocompress.cli.printing_times import print_profiled
+    from autocompress.cli.profiling import profile_named
+    from autocompress.pipeline.progress import reporting_to
+
+    with TerminalReporter() as progress, reporting_to(progress):
+        found = profile_named(
+            what,
+            trials=trial or (),
+            versions=version or (),
+            plans=plan or (),
+            folder=folder,
+            threads=threads,
+            batch_size=batch_size,
+            changes=changes or (),
+        )
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print_profiled(found)
+
+
+@app.command()
+def sensitivity(study: StudyArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show what can be compressed and what each part is worth: groups, blocks and layers, each changed alone.
+
+    Example: `autocompress sensitivity digits`
     """
     loaded = _load(study, changes)
     from autocompress.cli.listening import TerminalReporter

@@ -13,7 +13,7 @@ from autocompress.pipeline.folder import write_record
 from autocompress.pipeline.identity import versions
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Lineage, Record, TrialRecord, Version, digest
+from autocompress.records import Lineage, Record, TimeProfile, TrialRecord, Version, digest
 from autocompress.registry.card import EvidenceCard, Origin, Split, TargetReference, TaskReference
 from autocompress.registry.store import Store
 from autocompress.report.data import ReportData
@@ -84,6 +84,7 @@ def write_report(
     finals: Finals,
     registered: tuple[Version, ...],
     seconds: dict[str, float],
+    times: TimeProfile | None = None,
 ) -> Path:
     """Write the study's page; returns its path."""
     reporter().stage("report", f"writing {bench.folder.page}")
@@ -98,6 +99,7 @@ def write_report(
         metrics=bench.study.metrics,
         bounds=bench.study.bounds,
         failed_finalists=finals.failed,
+        times=times,
         how=_how(bench),
         lineage=_lineage(bench, finals),
         seconds=seconds,

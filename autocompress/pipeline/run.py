@@ -17,6 +17,7 @@ from autocompress.pipeline.prepare import Workbench, check_task, prepare
 from autocompress.pipeline.profile import Profile, profile
 from autocompress.pipeline.publish import publish, write_report
 from autocompress.pipeline.search import search_candidates
+from autocompress.pipeline.times import front_times
 from autocompress.pipeline.views import FrontView, study_front
 from autocompress.records import Record, TrialRecord, Version
 
@@ -105,6 +106,7 @@ class StudyRun:
                 self.finals,
                 _made(self._versions, "register"),
                 self.seconds,
+                front_times(self.bench),
             )
 
     @property

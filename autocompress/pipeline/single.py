@@ -10,6 +10,7 @@ from autocompress.config import Study
 from autocompress.errors import ConfigError
 from autocompress.pipeline.evaluate import Evaluator
 from autocompress.pipeline.folder import write_bytes, write_record
+from autocompress.pipeline.graphs import with_graphs
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import reporter
 from autocompress.records import Baseline, Fidelity, Measurement, Plan, Record
@@ -53,16 +54,9 @@ def compress_one(bench: Workbench, plan_file: Path, folder: Path, *, epochs: flo
         ConfigError: the plan's file is wrong, or asks for what the network or the target lacks; nothing is written.
         CompressionError: a pass failed, or the file is not what the plan asked for.
     """
-    structure = bench.prepared.structure
-    plan = load_plan(
-        plan_file,
-        structure,
-        bits=bench.target.bits,
-        energies=lambda layer, energy: rank_for_energy(bench.dense, layer, energy),
-    )
-    summary = plan_words(plan, structure)
-    reporter().stage("compress", f"{summary}; {epochs:g} epoch{'' if epochs == 1 else 's'} of recovery")
-    measurement = Evaluator(bench)(plan, Fidelity(epochs=epochs, rung=-1), "validation")
+    plan, measurement = built_plan(bench, plan_file, epochs)
+    measurement = with_graphs(bench, [measurement])[0]
+    summary = plan_words(plan, bench.prepared.structure)
     model = bench.folder.read_artifact(measurement.artifact.sha256)
     packed = pack(model)
     stem = plan_file.stem
@@ -83,6 +77,25 @@ def compress_one(bench: Workbench, plan_file: Path, folder: Path, *, epochs: flo
     write_bytes(paths[PACKED], packed)
     write_record(paths[".json"], built)
     return built
+
+
+def built_plan(bench: Workbench, plan_file: Path, epochs: float) -> tuple[Plan, Measurement]:
+    """The plan in a file, and what it makes of the study's model, measured on the validation split.
+
+    Raises:
+        ConfigError: the plan's file is wrong, or asks for what the network or the target lacks.
+        CompressionError: a pass failed, or the file is not what the plan asked for.
+    """
+    structure = bench.prepared.structure
+    plan = load_plan(
+        plan_file,
+        structure,
+        bits=bench.target.bits,
+        energies=lambda layer, energy: rank_for_energy(bench.dense, layer, energy),
+    )
+    summary = plan_words(plan, structure)
+    reporter().stage("compress", f"{summary}; {epochs:g} epoch{'' if epochs == 1 else 's'} of recovery")
+    return plan, Evaluator(bench)(plan, Fidelity(epochs=epochs, rung=-1), "validation")
 
 
 def pack_file(source: Path, destination: Path) -> tuple[int, int]:

@@ -19,7 +19,7 @@ class NodeLatency(Record):
         layers: the layers whose weights it multiplies with, or unpacks: several for the matrices of a recurrent layer
             or of joined projections; empty for a node that is no layer's.
         operation: such as ``"Conv"``, fused nodes under the name of the fusion.
-        milliseconds: median over the profiled inferences. The profiler costs time itself.
+        milliseconds: mean of the middle half of the profiled inferences. The profiler costs time itself.
     """
 
     node: str
@@ -63,9 +63,27 @@ class ProfiledModel(Record):
         return sum(node.milliseconds for node in self.nodes)
 
     @property
-    def scale(self) -> float:
-        """Latency / `profiled_ms`: what a node's time is multiplied with, so that nodes add up to the latency."""
-        return self.latency.latency_ms.value / self.profiled_ms if self.profiled_ms > 0 else 0.0
+    def cost_ms(self) -> float:
+        """What the profiler costs at each node, c, such that sum(max(0, t - c)) is the latency; 0 at least.
+
+        On one machine the sum exceeds the latency by much the same for every node, whatever the node does: with 7 to
+        86 nodes of 2 to 10 microseconds, by 1.4 to 1.8 microseconds a node.
+        """
+        latency, total = self.latency.latency_ms.value, 0.0
+        ordered = sorted((node.milliseconds for node in self.nodes), reverse=True)
+        for count, (value, below) in enumerate(zip(ordered, [*ordered[1:], 0.0], strict=True), start=1):
+            total += value
+            if (total - latency) / count >= below:
+                return max(0.0, (total - latency) / count)
+        return 0.0
+
+    @property
+    def own_ms(self) -> tuple[float, ...]:
+        """Time of each node without the profiler's cost, in milliseconds; they add up to the latency."""
+        left = [max(0.0, node.milliseconds - self.cost_ms) for node in self.nodes]
+        total = sum(left)
+        factor = self.latency.latency_ms.value / total if total > 0 else 0.0
+        return tuple(factor * value for value in left)
 
 
 class TimeProfile(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from autocompress.records import Estimate
+from autocompress.records import Estimate, LayerReport, RuntimeGraph, RuntimeLayer, Throughput, settled
 from autocompress.space.words import plan_words
 
 if TYPE_CHECKING:
@@ -87,6 +87,17 @@ def _figures(card: EvidenceCard) -> str:
         )
     )
     rows.append(("latency, 90% / 99% of calls below", f"{reading.p90_ms:.3f} / {reading.p99_ms:.3f} ms", "", ""))
+    rows += [_throughput(rate, reading.batch_size) for rate in reading.throughput]
+    memory, dense_memory = final.values.get("peak_memory_bytes"), dense.peak_memory_bytes
+    if memory is not None:
+        theirs_mb = f"{dense_memory.value / 1e6:.1f} MB" if dense_memory is not None else ""
+        change = f"× {memory.value / dense_memory.value:.3f}" if dense_memory is not None else ""
+        rows.append(("peak memory of a session", f"{memory.value / 1e6:.1f} MB", theirs_mb, change))
+    if final.energy is not None:
+        energy = final.energy
+        label = "energy of an inference" + (" (noisy)" if energy.noisy else "")
+        ratio = f"× {_spread(energy.ratio, '')}".rstrip()
+        rows.append((label, _spread(energy.energy_mj, "mJ"), f"{energy.baseline_mj:.3f} mJ", ratio))
     packed = (
         "packed size",
         card.artifact.packed_bytes,
@@ -141,19 +152,21 @@ def _fairness(card: EvidenceCard) -> tuple[str, ...]:
 
 def _changes(card: EvidenceCard) -> str:
     dense = {layer.name: layer for layer in card.origin.dense.artifact.layers}
-    rows = []
-    for layer in card.artifact.layers:
-        before = dense.get(layer.name)
+    graph, rows = card.final.graph, []
+    for layer in settled(card.artifact, graph).layers:
+        before, there = dense.get(layer.name), graph.layer(layer.name) if graph is not None else None
         shape = _shape(layer.shape)
         if before is not None and before.shape != layer.shape:
             shape = f"{shape} (was {_shape(before.shape)})"
         zeros = f"{layer.zeros / layer.weights:.1%}" if layer.weights else ""
-        rows.append((f"`{layer.name}`", shape, str(layer.bits), str(layer.stored_bits), layer.compute, zeros))
+        row = [f"`{layer.name}`", shape, str(layer.bits), str(layer.stored_bits), _computing(layer, there), zeros]
+        rows.append([*row, *_kernel(there)] if graph is not None else row)
     text = (
         "## What was changed\n\n"
-        "Read from the file itself: the grid that weights lie on, the bits that the file spends on each, and what the "
-        "runtime computes with (integers; integer weights and float activations; floats, so that fewer bits save "
-        "storage only).\n\n" + _table(("layer", "weight shape", "bits", "stored bits", "computes with", "zeros"), rows)
+        "Read from the file itself: the grid that weights lie on, and the bits that the file spends on each. "
+        + _source(graph)
+        + "\n\n"
+        + _table((*_LAYER_COLUMNS, *(("kernel", "at once") if graph is not None else ())), rows)
     )
     kept = {layer.name for layer in card.artifact.layers}
     parts = {name.rpartition(".")[0] for name in kept}  # of factorized layers
@@ -163,6 +176,46 @@ def _changes(card: EvidenceCard) -> str:
     if card.origin.left_dense:
         text += "\n\nLeft as it was:\n\n" + _bullets(f"`{x.name}`: {x.reason}" for x in card.origin.left_dense)
     return text
+
+
+#: Columns of the table of layers; what the runtime tells of itself comes behind.
+_LAYER_COLUMNS = ("layer", "weight shape", "bits", "stored bits", "computes with", "zeros")
+
+
+def _source(graph: RuntimeGraph | None) -> str:
+    if graph is None:
+        return (
+            "What the runtime computes with (integers; integer weights and float activations; floats, so that fewer "
+            "bits save storage only) is what the file lets expect: the runtime does not show its graph, or ran on "
+            "another machine."
+        )
+    others = ", ".join(f"{count} {what}" for what, count in graph.others.items())
+    folded = f" Computed once, at load: {_count(len(graph.folded), 'node')} of the file." if graph.folded else ""
+    return (
+        "What is computed with, by which kernel and what at once, is read from the graph that "
+        f"{graph.runtime} executes after its optimizations; where its kernel reads more bits than the file stores, "
+        f"they save storage only. Nodes that are no layer's: {others or 'none'}.{folded}"
+    )
+
+
+def _computing(layer: LayerReport, there: RuntimeLayer | None) -> str:
+    if there is None:
+        return layer.compute
+    told = {"never": "", "at load": ": storage only", "every run": ", unpacked in every inference: storage only"}
+    return there.computing + told[there.unpacked]
+
+
+def _throughput(rate: Throughput, latency_batch: int) -> tuple[str, str, str, str]:
+    """A row: examples per second at one batch size."""
+    mine, theirs = rate.examples_per_s.value, rate.baseline_per_s
+    label = f"examples per second, batch {rate.batch_size}"
+    if rate.noisy and rate.batch_size != latency_batch:  # of its own batch the latency's warning speaks
+        label += " (noisy)"
+    return (label, f"{mine:,.0f}", f"{theirs:,.0f}", f"× {mine / theirs:.2f}")
+
+
+def _kernel(there: RuntimeLayer | None) -> tuple[str, str]:
+    return ("not shown", "") if there is None else (there.operation, there.joined)
 
 
 def _method(card: EvidenceCard) -> str:
@@ -176,7 +229,8 @@ def _method(card: EvidenceCard) -> str:
         f"Latency: target `{target.kind}`, batch {target.batch_size}, {_count(target.threads, 'thread')}, "
         f"{reading.rounds} rounds, each with the dense model beside this one in shuffled order; "
         "median of the rounds' ratios × median of the dense model; interval from a bootstrap over rounds. "
-        f"Load of the host before the reading: {reading.load:.2f}.",
+        f"Load of the host before the reading: {reading.load:.2f}; dispersion of the ratios {reading.dispersion:.3f}, "
+        f"drift of the dense model {reading.drift:.3f}, {_count(reading.attempts, 'attempt')}.",
         f"Host `{host.key}`: {host.cpu}, {_count(host.cores, 'core')}, {host.memory_gb} GB, {host.system}. "
         "A latency holds for this host only.",
         _recovery(card),

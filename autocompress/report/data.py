@@ -23,6 +23,7 @@ from autocompress.records import (
     Record,
     RuntimeGraph,
     Structure,
+    TimeProfile,
     TrialRecord,
     Version,
     settled,
@@ -44,6 +45,8 @@ class ReportData(Record):
         versions: registered versions; matched to finalists by sha256.
         bounds: constraints of the study.
         failed_finalists: trial number -> why it could not be recovered or measured.
+        times: where the time of an inference goes, the dense model first, then the front, fastest first; None where
+            the runtime times no single nodes.
         how: paragraphs that say how it was measured: splits, recovery, protocol.
         lineage: what the models came from.
         seconds: part of the run -> wall time, in the order in which they are to be shown.
@@ -60,6 +63,7 @@ class ReportData(Record):
     versions: tuple[Version, ...] = ()
     bounds: tuple[Bound, ...] = ()
     failed_finalists: dict[int, str] = Field(default_factory=dict)
+    times: TimeProfile | None = None
     how: tuple[str, ...] = ()
     lineage: Lineage | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -85,6 +89,7 @@ class FrontRow(Record):
         tied_with: finalists that noise does not let tell apart from this one.
         predictions: how often they are the dense model's; None for a task that is no classification.
         graph: what the runtime made of the file; None where it does not show it.
+        costs: peak memory and energy, as far as they were measured.
     """
 
     name: str
@@ -107,6 +112,7 @@ class FrontRow(Record):
     tied_with: tuple[str, ...] = ()
     predictions: Agreement | None = None
     graph: RuntimeGraph | None = None
+    costs: dict[str, Estimate] = Field(default_factory=dict)
 
 
 def dense_row(baseline: Baseline) -> FrontRow:
@@ -123,6 +129,10 @@ def dense_row(baseline: Baseline) -> FrontRow:
         graph=baseline.graph,
         metrics=baseline.metrics.get("selection") or baseline.metrics.get("validation", {}),
         test_metrics=baseline.metrics.get("test", {}),
+        costs={
+            **({"peak_memory_bytes": memory} if (memory := baseline.peak_memory_bytes) is not None else {}),
+            **({"energy_mj": Estimate.exact(energy)} if (energy := baseline.energy_mj) is not None else {}),
+        },
     )
 
 
@@ -173,6 +183,7 @@ def finalist_rows(
                 test_metrics=finalist.test_metrics,
                 tied_with=tuple(f"trial {number}" for number in finalist.tied_with),
                 predictions=final.predictions,
+                costs={name: e for name, e in final.values.items() if name in ("peak_memory_bytes", "energy_mj")},
             )
         )
     return tuple(rows)

@@ -45,11 +45,12 @@ def front_figure(data: ReportData, rows: Sequence[FrontRow], objective: str) -> 
     pad = max(0.08 * (high - low), 0.002)
     lines = max((len(r.aliases) for r in rows if r.on_front), default=0)
     x_range = [0.0, right]
-    layout = _layout()
-    layout["xaxis"] |= {"title": _title(unit.label), "range": x_range}
-    layout["yaxis"] |= {"title": _title("accuracy (%)"), "range": [100 * (low - pad), 100 * (high + pad * (1 + lines))]}
+    layout = base_layout()
+    layout["xaxis"] |= {"title": axis_title(unit.label), "range": x_range}
+    y_range = [100 * (low - pad), 100 * (high + pad * (1 + lines))]
+    layout["yaxis"] |= {"title": axis_title("accuracy (%)"), "range": y_range}
     layout["xaxis2"] = layout["xaxis"] | {
-        "title": _title("latency relative to dense (×)" if objective == "latency_ms" else "relative to dense (×)"),
+        "title": axis_title("latency relative to dense (×)" if objective == "latency_ms" else "relative to dense (×)"),
         "overlaying": "x",
         "side": "top",
         "range": [0.0, right * unit.scale / _cost(dense, objective).value],
@@ -83,9 +84,9 @@ def hypervolume_figure(points: Sequence[TracePoint]) -> Figure:
     scale, unit = (1.0, "s") if span < 180 else (60.0, "min") if span < 3 * 3600 else (3600.0, "h")
     x = [0.0, *(p.seconds / scale for p in points)]
     y = [0.0, *(p.hypervolume for p in points)]
-    layout = _layout()
-    layout["xaxis"] |= {"title": _title(f"time searching ({unit})"), "range": [0.0, 1.02 * max(x[-1], 1e-9)]}
-    layout["yaxis"] |= {"title": _title("hypervolume (share)"), "range": [0.0, min(1.0, 1.15 * max(y[-1], 0.05))]}
+    layout = base_layout()
+    layout["xaxis"] |= {"title": axis_title(f"time searching ({unit})"), "range": [0.0, 1.02 * max(x[-1], 1e-9)]}
+    layout["yaxis"] |= {"title": axis_title("hypervolume (share)"), "range": [0.0, min(1.0, 1.15 * max(y[-1], 0.05))]}
     layout["showlegend"] = False
     line = {
         "type": "scatter",
@@ -111,9 +112,9 @@ class _Unit:
 
 def _unit(objective: str, dense: FrontRow) -> _Unit:
     largest = _cost(dense, objective).value
-    if objective == "latency_ms":
+    if objective in ("latency_ms", "energy_mj"):
         return _Unit(1.0, LABELS[objective])
-    names = ("kB", "MB") if objective in ("size_bytes", "packed_bytes") else ("thousands", "millions")
+    names = ("kB", "MB") if objective.endswith("_bytes") else ("thousands", "millions")
     scale, unit = (1e6, names[1]) if largest >= 1e6 else (1e3, names[0])
     return _Unit(scale, f"{LABELS[objective].split(' (')[0]} ({unit})")
 
@@ -121,14 +122,18 @@ def _unit(objective: str, dense: FrontRow) -> _Unit:
 def _cost(row: FrontRow, objective: str) -> Estimate:
     if objective == "latency_ms":
         return row.latency_ms
+    if objective in row.costs:
+        return row.costs[objective]
     return Estimate.exact(float(getattr(row.artifact, objective)))
 
 
-def _title(text: str) -> Figure:
+def axis_title(text: str) -> Figure:
+    """Title of an axis."""
     return {"text": text, "standoff": 10, "font": {"color": "@muted", "size": 12.5}}
 
 
-def _layout() -> Figure:
+def base_layout() -> Figure:
+    """What every figure's layout starts from."""
     axis = {
         "gridcolor": "@rule",
         "linecolor": "@rule",

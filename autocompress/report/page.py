@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-from plotly.offline import get_plotlyjs
 
 from autocompress.front.indicators import ERROR_MARGIN, trace
 from autocompress.records import FIXED, MAXIMIZED
@@ -16,14 +13,13 @@ from autocompress.report.controls import control_section
 from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows
 from autocompress.report.figures import Figure, front_figure, hidden_trials, hypervolume_figure
 from autocompress.report.layers import layer_strips, layer_table
-from autocompress.report.markup import Html, join, script_json, tag
+from autocompress.report.markup import Html, join, tag
 from autocompress.report.metrics import agreement_section, metric_section
-from autocompress.report.style import CSS, SCRIPT
+from autocompress.report.runtime import runtime_section
+from autocompress.report.shell import page, write
 from autocompress.report.tables import facts, front_table, host_facts, lineage_facts, spans
+from autocompress.report.time_section import time_figures, time_section
 from autocompress.report.words import LABELS, duration, many, milliseconds, percent, plural, size, times
-
-#: The page may run its own script and style, and load nothing.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def write_page(path: Path, data: ReportData) -> Path:
@@ -40,11 +36,7 @@ def write_page(path: Path, data: ReportData) -> Path:
         ValueError: trials are not comparable; see :func:`autocompress.front.indicators.trace`.
         OSError: the file cannot be written.
     """
-    text = render(data)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-    return path
+    return write(path, render(data))
 
 
 def render(data: ReportData) -> str:
@@ -62,12 +54,18 @@ def render(data: ReportData) -> str:
     costs = [name for name in data.objectives if name in FIXED and name not in MAXIMIZED and name != "worst_class_drop"]
     figures = {f"front-{name}": front_figure(data, rows, name) for name in dict.fromkeys(["latency_ms", *costs])}
     figures["hypervolume"] = hypervolume_figure(trace(data.trials, data.baseline, data.objectives, data.metrics))
+    # Pictures of the fastest; tables for every model.
+    timed = (1,) if data.times is not None and len(data.times.models) > 1 else ()
+    if data.times is not None:
+        figures |= time_figures(data.times, timed)
     body = tag(
         "main",
         _header(data, rows),
         *(_front_section(data, figures[key], key) for key in figures if key.startswith("front-")),
         _table_section(data, rows, front),
         _layers_section(data, front),
+        runtime_section([*front, dense_row(data.baseline)] if front else []),
+        time_section(data.times, timed, figures) if data.times is not None and timed else None,
         metric_section([*front, dense_row(data.baseline)], data.metrics),
         class_section(front),
         agreement_section(front),
@@ -77,20 +75,7 @@ def render(data: ReportData) -> str:
         _left_section(data),
         _footer(data),
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        tag("title", f"{data.study} · autocompress"),
-        tag("style", Html(CSS)),
-    )
-    scripts = join(
-        tag("script", script_json(figures), type="application/json", id="figures"),
-        tag("script", Html(get_plotlyjs())),
-        tag("script", Html(SCRIPT)),
-    )
-    return f"<!doctype html>\n{tag('html', head, tag('body', body, scripts), lang='en')}\n"
+    return page(f"{data.study} · autocompress", body, figures)
 
 
 def _header(data: ReportData, rows: Sequence[FrontRow]) -> Html:

@@ -44,6 +44,8 @@ th, td { text-align: left; padding: 9px 14px 9px 0; border-bottom: 1px solid var
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 500; font-size: 12.5px; white-space: nowrap; vertical-align: bottom; }
 tbody th { font-weight: 600; }
+table.tight { width: auto; }
+table.tight th, table.tight td { padding-top: 4px; padding-bottom: 4px; padding-right: 22px; }
 .num { text-align: right; white-space: nowrap; }
 td .sub, th .sub { display: block; color: var(--muted); font-size: 12px; font-weight: 400; white-space: nowrap; }
 td .sub.bad { color: var(--bad); }

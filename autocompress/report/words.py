@@ -13,6 +13,8 @@ LABELS = {
     "macs": "multiply-adds",
     "parameters": "parameters",
     "worst_class_drop": "largest drop of a class (points)",
+    "peak_memory_bytes": "peak memory of a session (bytes)",
+    "energy_mj": "energy of an inference (mJ)",
 }
 
 
@@ -88,7 +90,9 @@ def cost(objective: str, value: float) -> str:
         return milliseconds(value)
     if objective == "worst_class_drop":
         return f"{100 * value:.2f} points"
-    return size(value) if objective in ("size_bytes", "packed_bytes") else many(value)
+    if objective == "energy_mj":
+        return f"{significant(value)} mJ"
+    return size(value) if objective.endswith("_bytes") else many(value)
 
 
 def duration(seconds: float) -> str:
