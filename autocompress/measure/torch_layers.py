@@ -328,10 +328,10 @@ def lstm(
     if peepholes is not None or input_forget:
         raise UnsupportedError("peepholes or coupled gates; expected a plain LSTM")
     flat = _recurrent_weights("LSTM", w, r, b, hidden_size)
-    empty = x.new_zeros((len(w), x.shape[1], hidden_size)) if initial_h is None or initial_c is None else None
-    state = (empty if initial_h is None else initial_h, empty if initial_c is None else initial_c)
-    both = direction == "bidirectional"
-    found = torch.lstm(x, state, flat, True, 1, 0.0, False, both, False)  # type: ignore[call-overload]
+    hidden, cell = (
+        x.new_zeros((len(w), x.shape[1], hidden_size)) if given is None else given for given in (initial_h, initial_c)
+    )
+    found = torch.lstm(x, (hidden, cell), flat, True, 1, 0.0, False, direction == "bidirectional", False)
     return _states(found[0], w, hidden_size), found[1], found[2]
 
 

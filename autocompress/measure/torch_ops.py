@@ -122,7 +122,7 @@ def expand(x: Tensor, shape: Any) -> Tensor:
 
 @leaf
 def _broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, shape))
+    return x.expand(torch.broadcast_shapes(x.shape, shape))  # type: ignore[no-untyped-call]
 
 
 def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
@@ -225,7 +225,13 @@ Reduction = Callable[..., Any]
 
 def reduction(name: str) -> Reduction:
     """An operator that reduces axes, given as an input or, in older files, as an attribute."""
-    functions = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin, "l2": torch.norm}
+    functions: dict[str, Reduction] = {
+        "mean": torch.mean,
+        "sum": torch.sum,
+        "max": torch.amax,
+        "min": torch.amin,
+        "l2": torch.norm,
+    }
 
     def reduce(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0, **older: Any) -> Any:
         given = older.get("axes", axes)
