@@ -155,7 +155,8 @@ BAD_STUDIES = [
     (
         "kind: onnxruntime-cpu",
         "kind: tensorrt",
-        "study.yaml:7: target.kind: expected 'onnxruntime-cpu', got 'tensorrt'",
+        "study.yaml:7: target.kind: expected 'onnxruntime-cpu' or 'openvino-cpu' or 'torch-cpu' or "
+        "'executorch-xnnpack' or 'torch-cuda' or 'onnxruntime-cuda' or 'onnxruntime-tensorrt', got 'tensorrt'",
     ),
     ("threads: 2", "threads: 0", "study.yaml:7: target.threads: expected an integer >= 1, got 0"),
     ("name: mine", "name: ../escape", "study.yaml:1: name: expected 1 to 100 letters, digits, '-' and '_'"),

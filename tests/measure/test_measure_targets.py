@@ -14,12 +14,19 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from autocompress.errors import MeasurementError
-from autocompress.measure.doctor import Runtime, _nvidia_boards, runtimes
+from autocompress.measure.doctor import TargetReport, _nvidia_boards, boards, targets
+from autocompress.measure.executorch_xnnpack import ExecuTorchXnnpack
 from autocompress.measure.host import fingerprint, load
 from autocompress.measure.latency import Procedure, measure
 from autocompress.measure.layers import node_latencies
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeCpuTarget
-from autocompress.measure.target import Session, Target, rows
+from autocompress.measure.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeGpuTarget, OnnxRuntimeTensorRt
+from autocompress.measure.openvino_cpu import OpenVinoCpu
+from autocompress.measure.target import Session, Target, TargetSettings, rows
+from autocompress.measure.targets import ALL, target_settings
+from autocompress.measure.torch_targets import TorchCpu, TorchCuda
+from autocompress.testing.targets import CHECKS, Check
+from autocompress.testing.targets import perceptron as small_perceptron
 
 
 def value(name: str, shape: list[str | int], kind: int = TensorProto.FLOAT) -> object:
@@ -70,13 +77,114 @@ def test_the_config_is_strict_and_its_json_comes_back() -> None:
             OnnxRuntimeCpu.model_validate(bad)
 
 
-def test_importing_the_config_imports_no_runtime() -> None:
+def test_importing_the_settings_of_all_targets_imports_no_runtime() -> None:
     code = (
-        "import sys, json, autocompress.measure.onnxruntime_cpu; "
-        "print(json.dumps([m for m in ('torch', 'onnxruntime', 'onnx') if m in sys.modules]))"
+        "import sys, json, autocompress.measure.targets; "
+        "print(json.dumps([m for m in ('torch', 'onnxruntime', 'onnx', 'openvino', 'executorch') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+INSTALLED = [OnnxRuntimeCpu(), OpenVinoCpu(), TorchCpu()]
+#: Compiles for each shape, takes half a minute, or is no part of the development environment.
+SLOW = [TorchCpu(compiler="inductor"), ExecuTorchXnnpack(), TorchCuda(), OnnxRuntimeCuda(), OnnxRuntimeTensorRt()]
+
+
+def built(settings: TargetSettings) -> Target:
+    """The target, or a skip that names what is not here."""
+    try:
+        return settings.build()
+    except MeasurementError as error:
+        if settings.needs_gpu or settings.extra == "executorch":
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "settings",
+    [*INSTALLED, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)],
+    ids=lambda one: "-".join([one.kind, *one.options.values()]),
+)
+def test_every_target_keeps_what_targets_promise(settings: TargetSettings, check: Check) -> None:
+    check(built(settings))
+
+
+def test_a_target_that_breaks_a_promise_is_caught() -> None:
+    class Static:
+        """Takes a fixed batch, and rounds what it computes."""
+
+        def __init__(self) -> None:
+            self._target = OnnxRuntimeCpu().build()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._target, name)
+
+        def prepare(self, data: bytes) -> object:
+            session = self._target.prepare(data)
+            run = session.run
+            session.run = lambda inputs: np.round(run(inputs), 1)  # type: ignore[method-assign]
+            return session
+
+    broken = next(check for check in CHECKS if check.__name__ == "computes_any_batch")
+    with pytest.raises(AssertionError, match="expected outputs within 1e-05 of numpy's, got 0"):
+        broken(Static())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [*INSTALLED, *SLOW, *ALL], ids=lambda one: one.kind)
+def test_settings_of_every_target_are_strict_and_come_back_from_json(settings: TargetSettings) -> None:
+    assert target_settings(**json.loads(settings.model_dump_json())) == settings
+    assert target_settings(kind=settings.kind, threads=2, batch_size=8, **settings.options).threads == 2
+    with pytest.raises(MeasurementError, match=r"expected the settings of a target that is known here, got .*'thread'"):
+        target_settings(kind=settings.kind, thread=1)
+
+
+def test_settings_without_a_kind_are_the_default_target() -> None:
+    assert target_settings(threads=2) == OnnxRuntimeCpu(threads=2)
+    with pytest.raises(MeasurementError, match="'onnxruntime-cpu', 'openvino-cpu', 'torch-cpu'"):
+        target_settings(kind="tensorrt")
+
+
+@pytest.mark.skipif(bool(boards()), reason="this machine has an NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (TorchCuda(), r"'torch-cuda': expected an NVIDIA GPU that torch can use, got none \(torch .*pip install torch"),
+        (OnnxRuntimeCuda(), r"'onnxruntime-cuda': expected a build of onnxruntime with CUDAExecutionProvider, got "),
+        (OnnxRuntimeTensorRt(), r"with TensorrtExecutionProvider, got .*--no-deps onnxruntime-gpu"),
+    ],
+)
+def test_a_gpu_target_without_a_gpu_says_what_is_missing(settings: TargetSettings, message: str) -> None:
+    with pytest.raises(MeasurementError, match=message):
+        settings.build()
+
+
+def test_a_session_that_leaves_its_provider_is_refused() -> None:
+    class Module:
+        """onnxruntime's own, in which a session falls back to the CPU as it does where CUDA's libraries are missing."""
+
+        def __getattr__(self, name: str) -> object:
+            import onnxruntime
+
+            return getattr(onnxruntime, name)
+
+        def InferenceSession(self, model: bytes, options: object, providers: object) -> object:  # noqa: N802
+            import onnxruntime
+
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    with pytest.raises(MeasurementError, match=r"to use CUDAExecutionProvider, got \['CPUExecutionProvider'\]"):
+        OnnxRuntimeGpuTarget(OnnxRuntimeCuda(), Module()).prepare(unary("Neg"))
+
+
+def test_torch_keeps_the_process_own_number_of_threads() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    session = TorchCpu(threads=before + 1).build().prepare(small_perceptron()[0])
+    session.run(np.ones((2, 6), dtype=np.float32))
+    assert torch.get_num_threads() == before
 
 
 def test_run_computes_for_any_batch_size(target: OnnxRuntimeCpuTarget) -> None:
@@ -200,8 +308,9 @@ def test_rows_is_the_common_first_axis(counts: list[int]) -> None:
 
 def test_the_profile_of_a_network_with_several_inputs(target: OnnxRuntimeCpuTarget) -> None:
     example = {"ids": np.zeros(1, dtype=np.int64), "scale": np.ones((1, 1), dtype=np.float32)}
-    found = node_latencies(gather_and_scale(), example, ["table"], threads=1, inferences=5)
-    assert {"Gather", "Mul"} <= {node.operation for node in found}
+    found = node_latencies(target, [(gather_and_scale(), {})], example, inferences=5)
+    assert found is not None
+    assert {"Gather", "Mul"} <= {node.operation for node in found[0]}
 
 
 def test_an_input_that_is_no_tensor_of_numbers_is_refused(target: OnnxRuntimeCpuTarget) -> None:
@@ -287,28 +396,50 @@ def test_a_fingerprint_tells_hosts_runtimes_and_threads_apart() -> None:
     assert load() >= 0.0
 
 
-def test_the_doctor_tries_each_runtime() -> None:
-    found = {runtime.name: runtime for runtime in runtimes()}
-    assert list(found) == ["onnxruntime", "torch", "cuda"]
-    assert found["onnxruntime"].works
-    assert "8-bit integers" in found["onnxruntime"].detail
-    assert found["torch"].works
-    assert found["cuda"].detail
-    for runtime in found.values():
-        assert Runtime.model_validate_json(runtime.model_dump_json()) == runtime
+@pytest.mark.slow
+def test_the_doctor_tries_each_target() -> None:
+    found = {report.name: report for report in targets()}
+    assert list(found) == [
+        *("onnxruntime-cpu", "openvino-cpu", "torch-cpu (eager)", "torch-cpu (inductor)", "executorch-xnnpack"),
+        *("torch-cuda (eager)", "onnxruntime-cuda", "onnxruntime-tensorrt"),
+    ]
+    for name in ("onnxruntime-cpu", "openvino-cpu"):
+        assert found[name].works, found[name].detail
+        assert "8-bit integers" in found[name].detail
+        assert found[name].computes == (32, 8)
+    for name in ("torch-cpu (eager)", "torch-cpu (inductor)"):
+        assert found[name].works, found[name].detail
+        assert found[name].computes == (32,)
+        assert 8 in found[name].bits
+    if not boards():
+        for name in ("torch-cuda (eager)", "onnxruntime-cuda", "onnxruntime-tensorrt"):
+            assert (found[name].works, found[name].detail) == (False, "skipped: no NVIDIA GPU on this machine")
+            assert found[name].install is None
+    for report in found.values():
+        assert report.works or report.detail
+        assert TargetReport.model_validate_json(report.model_dump_json()) == report
 
 
-@pytest.mark.parametrize("missing", ["onnxruntime", "torch"])
-def test_the_doctor_says_why_a_runtime_does_not_work(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "missing", "install"),
+    [
+        ("OnnxRuntimeCpu()", "onnxruntime", "pip install onnxruntime"),
+        ("OpenVinoCpu()", "openvino", "pip install 'autocompress[openvino]'"),
+        ("ExecuTorchXnnpack()", "executorch", "pip install 'autocompress[executorch]'"),
+    ],
+)
+def test_a_target_that_is_not_installed_says_what_to_install(settings: str, missing: str, install: str) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
-        "from autocompress.measure.doctor import runtimes\n"
-        f"print(*[r.model_dump_json() for r in runtimes() if r.name == {missing!r}])"
+        "from autocompress.measure.doctor import targets\n"
+        "from autocompress.measure.targets import *\n"
+        f"print(targets([{settings}])[0].model_dump_json())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    runtime = Runtime.model_validate_json(done.stdout)
-    assert not runtime.works
-    assert "failed" in runtime.detail
+    report = TargetReport.model_validate_json(done.stdout)
+    assert not report.works
+    assert f"expected the package {missing}, which failed to import" in report.detail
+    assert install in report.detail
 
 
 def test_boards_are_read_from_the_drivers_own_list(tmp_path: Path) -> None:
