@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -47,7 +48,7 @@ def divide(threads: int, allowed: Collection[int] | None = None) -> Cores:
             raise MeasurementError(
                 "measure.exclusive: expected 'wait' on a system that cannot hold a process to cores, got 'move'"
             )
-        allowed = os.sched_getaffinity(0)
+        allowed = _home()
     ordered = sorted(allowed)
     if len(ordered) <= threads:
         raise MeasurementError(
@@ -55,6 +56,12 @@ def divide(threads: int, allowed: Collection[int] | None = None) -> Cores:
             f"got {len(ordered)} in all: use 'wait', or fewer threads"
         )
     return Cores(frozenset(ordered), frozenset(ordered[-threads:]), frozenset(ordered[:-threads]))
+
+
+@cache
+def _home() -> frozenset[int]:
+    """The cores that this process might use when it was first asked: it may have been moved since."""
+    return frozenset(os.sched_getaffinity(0))
 
 
 def move_here(cores: Collection[int], *, descendants: bool) -> None:

@@ -238,7 +238,7 @@ class _Device:
 
 def _first_cause(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"{lines[0] if lines else 'no reason known':.200}"
+    return f"{lines[0] if lines else 'no reason known':.200}".rstrip(".")
 
 
 class _DeviceActor:

@@ -47,7 +47,6 @@ class ExclusiveSlot:
 
     def __init__(self, folder: Path, cores: int | None = None) -> None:
         self._cores = None if cores is None else divide(cores)
-        self._moved = False
         folder.mkdir(parents=True, exist_ok=True)
         machine = _machine()
         self._turnstile = folder / f"turnstile-{machine}.lock"
@@ -77,9 +76,9 @@ class ExclusiveSlot:
             if nobody_measures:
                 fcntl.flock(room, fcntl.LOCK_SH)
                 fcntl.flock(turnstile, fcntl.LOCK_UN)
-            if nobody_measures == self._moved:
-                move_here(cores.home if nobody_measures else cores.training, descendants=True)
-                self._moved = not nobody_measures
+            wanted = cores.home if nobody_measures else cores.training
+            if os.sched_getaffinity(0) != wanted:
+                move_here(wanted, descendants=True)
             yield
 
     @contextlib.contextmanager
@@ -105,12 +104,12 @@ class ExclusiveSlot:
             if self._cores is None:
                 yield
                 return
+            moved = os.sched_getaffinity(0) == self._cores.training
             move_here(self._cores.measuring, descendants=False)
             try:
                 yield
             finally:
-                move_here(self._cores.home, descendants=self._moved)
-                self._moved = False
+                move_here(self._cores.home, descendants=moved)
 
 
 @contextlib.contextmanager

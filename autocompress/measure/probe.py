@@ -19,9 +19,10 @@ from autocompress.cluster.slot import ExclusiveSlot
 from autocompress.errors import MeasurementError
 from autocompress.measure.host import host_of
 from autocompress.measure.latency import Procedure, measure, throughput
+from autocompress.measure.layers import node_latencies
 from autocompress.measure.target import Session
 from autocompress.measure.targets import target_settings
-from autocompress.records import Host, LatencyReading, Record
+from autocompress.records import Host, LatencyReading, NodeLatency, Record
 
 if TYPE_CHECKING:
     # Lazy: it brings torch.
@@ -37,7 +38,8 @@ class ReadingRequest(Record):
 
     Attributes:
         target: settings of the target, as JSON; its ``node`` and ``node_wait_s`` have been seen to.
-        what: ``"host"`` for the fingerprint alone; ``"latency"`` for readings beside it.
+        what: ``"host"`` for the fingerprint alone; ``"latency"`` for readings beside it; ``"nodes"`` for the time of
+            each node of the baseline.
         exclusive: how training keeps out of the way.
         slot: folder of the study's slot; entered where it is visible, beside the machine's own.
         seed: of the order of networks and of the bootstrap.
@@ -45,16 +47,18 @@ class ReadingRequest(Record):
         models: how many; their files are called ``"model-0"``, ``"model-1"``, ..., the baseline's ``"dense"``.
         batches: how many batches for the throughput; their files are called ``"batch-0"``, ..., the latency's
             ``"inputs"``.
+        owners: layer -> names of the baseline's nodes that read its weights.
     """
 
     target: dict[str, Any]
-    what: Literal["host", "latency"] = "latency"
+    what: Literal["host", "latency", "nodes"] = "latency"
     exclusive: Literal["wait", "move"] = "wait"
     slot: str = ""
     seed: int = 0
     procedure: Procedure = Field(default_factory=Procedure)
     models: int = 0
     batches: int = 0
+    owners: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class Taken(Record):
@@ -62,6 +66,7 @@ class Taken(Record):
 
     Attributes:
         readings: one for each model, in their order.
+        nodes: of the baseline with their time; None if that was not asked or the target's runtime times no nodes.
         host: that took them, as it sees itself.
         node_id: Ray's id of the node that took them; empty for this process.
         wait_s: until the machine was free, in seconds.
@@ -69,6 +74,7 @@ class Taken(Record):
     """
 
     readings: tuple[LatencyReading, ...] = ()
+    nodes: tuple[NodeLatency, ...] | None = None
     host: Host
     node_id: str = ""
     wait_s: float = 0.0
@@ -135,11 +141,18 @@ def build_probe() -> Callable[[dict[str, Any]], dict[str, Any]]:
         host = host_of(target, node)
         if request.what == "host":
             return Taken(host=host).model_dump(mode="json")
+        dense, inputs = Path(files["dense"]).read_bytes(), unpack_arrays(Path(files["inputs"]).read_bytes())
+        if request.what == "nodes":
+            with ExitStack() as stack:
+                for slot in slots:
+                    stack.enter_context(slot.measuring())
+                found = node_latencies(target, [(dense, request.owners)], inputs)
+            return Taken(host=host, nodes=tuple(found[0]) if found is not None else None).model_dump(mode="json")
         return take(
             slots,
             [target.prepare(Path(files[f"model-{i}"]).read_bytes()) for i in range(request.models)],
-            target.prepare(Path(files["dense"]).read_bytes()),
-            unpack_arrays(Path(files["inputs"]).read_bytes()),
+            target.prepare(dense),
+            inputs,
             host=host,
             seed=request.seed,
             procedure=request.procedure,

@@ -6,7 +6,7 @@ finalists together. A driver asks the node itself; a candidate's process asks it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from autocompress.cluster.cores import divide
@@ -18,14 +18,17 @@ from autocompress.errors import MeasurementError
 from autocompress.inputs import Arrays
 from autocompress.measure.host import host_of
 from autocompress.measure.latency import Procedure
+from autocompress.measure.layers import node_latencies
 from autocompress.measure.probe import FACTORY, ReadingRequest, Taken, pack_arrays, take
 from autocompress.measure.target import Session, Target
 from autocompress.pipeline.folder import StudyFolder, write_bytes
 from autocompress.pipeline.progress import reporter
-from autocompress.records import EvaluatorReference, Host
+from autocompress.records import EvaluatorReference, Host, NodeLatency
 
 #: Seconds that the readings of one model may take on a device.
 _READING_S = 300.0
+#: Seconds that they may wait there for the slot, before.
+_SLOT_S = 600.0
 
 
 def study_slot(study: Study, folder: StudyFolder) -> ExclusiveSlot:
@@ -135,6 +138,44 @@ def take_readings(
     return taken
 
 
+def take_nodes(
+    study: Study,
+    folder: StudyFolder,
+    target: Target,
+    dense: str,
+    owners: Mapping[str, Collection[str]],
+    inputs: Arrays,
+    *,
+    baseline: Host,
+) -> tuple[NodeLatency, ...] | None:
+    """Time of each node of the dense artifact, by the machine that measures.
+
+    Args:
+        study: says which machine.
+        folder: has the artifact.
+        target: the built target, for a reading by this process.
+        dense: sha256 of the artifact.
+        owners: layer -> names of the artifact's nodes that read its weights.
+        inputs: what one inference works on.
+        baseline: fingerprint of the host that the dense model's latency is from.
+
+    Returns:
+        Nodes in the order of execution; None if the target's runtime times no nodes.
+
+    Raises:
+        MeasurementError: it was taken on another host than `baseline`, or could not be taken.
+    """
+    if not study.target.node:
+        found = node_latencies(target, [(folder.read_artifact(dense), owners)], inputs)
+        return tuple(found[0]) if found is not None else None
+    named = {layer: tuple(sorted(nodes)) for layer, nodes in owners.items()}
+    request = ReadingRequest(**_common(study, folder), what="nodes", owners=named)
+    files = {"dense": folder.artifact(dense), "inputs": _kept(folder, "example", inputs)}
+    taken = _ask(study, folder, request, files)
+    _refuse_another(baseline, taken.host)
+    return taken.nodes
+
+
 def host_difference(before: Host, after: Host) -> str:
     """What differs between two hosts, such as ``"governor powersave -> performance"``."""
     old, new = before.model_dump(), after.model_dump()
@@ -169,7 +210,7 @@ def _ask(study: Study, folder: StudyFolder, request: ReadingRequest, files: dict
     asked = DeviceRequest(
         labels=study.target.node,
         wait_s=study.target.node_wait_s,
-        timeout_s=_READING_S * max(1, request.models),
+        timeout_s=_SLOT_S + _READING_S * max(1, request.models),
         memory_gb=study.search.memory_gb,
         evaluator=EvaluatorReference(factory=FACTORY),
         request=request.model_dump(mode="json"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from autocompress.compress.artifact import layer_nodes
 from autocompress.compress.sensitivity import Sensitivity, measure_sensitivity
 from autocompress.inputs import arrays
-from autocompress.measure.layers import node_latencies
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.prepare import Workbench
+from autocompress.pipeline.probe import take_nodes
 from autocompress.pipeline.progress import reporter
 from autocompress.records import NodeLatency, Record, Structure
 from autocompress.rng import derive_seed
@@ -43,12 +43,21 @@ def profile(bench: Workbench) -> Profile:
         return earlier
     structure = bench.prepared.structure
     report.stage("profile", "latency of every layer")
-    dense = bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
-    latency = node_latencies(bench.target, [(dense, layer_nodes(dense))], arrays(bench.task.example_input()))
+    sha256 = bench.prepared.baseline.artifact.sha256
+    dense = bench.folder.read_artifact(sha256)
+    latency = take_nodes(
+        bench.study,
+        bench.folder,
+        bench.target,
+        sha256,
+        layer_nodes(dense),
+        arrays(bench.task.example_input()),
+        baseline=bench.host,
+    )
     found = Profile(
         structure=structure,
         space=bench.space.describe(),
-        latency=tuple(latency[0]) if latency is not None else (),
+        latency=latency or (),
         sensitivity=measure_sensitivity(
             bench.task,
             bench.dense,

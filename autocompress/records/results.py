@@ -59,6 +59,12 @@ class Host(Record):
         """Content hash, 12 hex digits; of what is known, so that a new attribute leaves other hosts' keys alone."""
         return digest(self.model_dump(mode="json", exclude_none=True))[:12]
 
+    @property
+    def setup(self) -> str:
+        """Governor, device and node in words, as far as there are any."""
+        parts = (("governor", self.governor), ("device", self.device), ("Ray node", self.node))
+        return ", ".join(f"{name} {value}" for name, value in parts if value) or "governor not told by the system"
+
 
 class Throughput(Record):
     """Examples per second of one artifact beside the dense baseline, at one batch size.

@@ -231,8 +231,8 @@ def _method(card: EvidenceCard) -> str:
         "median of the rounds' ratios × median of the dense model; interval from a bootstrap over rounds. "
         f"Load of the host before the reading: {reading.load:.2f}; dispersion of the ratios {reading.dispersion:.3f}, "
         f"drift of the dense model {reading.drift:.3f}, {_count(reading.attempts, 'attempt')}.",
-        f"Host `{host.key}`: {host.cpu}, {_count(host.cores, 'core')}, {host.memory_gb} GB, {host.system}. "
-        "A latency holds for this host only.",
+        f"Host `{host.key}`: {host.cpu}, {_count(host.cores, 'core')}, {host.memory_gb} GB, {host.system}, "
+        f"{host.setup}. A latency holds for this host only.",
         _recovery(card),
         f"Largest difference between the outputs of the training framework and of the runtime, before "
         f"quantization: {final.agreement:.2g}.",

@@ -67,6 +67,7 @@ def host_facts(host: Host) -> Html:
             ("cores, memory", f"{host.cores}, {host.memory_gb} GB"),
             ("instructions", ", ".join(host.flags) or "none of note"),
             ("system", host.system),
+            ("setup", host.setup),
             ("runtime", f"{host.runtime}, threads: {host.threads}"),
         )
     )

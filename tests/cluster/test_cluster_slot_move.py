@@ -154,6 +154,23 @@ def test_what_is_measured_beside_a_burner_is_what_is_measured_alone(tmp_path: Pa
     assert beside[54] < 1.5 * alone[54], "the burner never took the core"
 
 
+def test_a_process_that_was_moved_still_knows_where_it_is_at_home(tmp_path: Path) -> None:
+    cores, log = divide(1), tmp_path / "measurer.log"
+    measurer = start(MEASURER, tmp_path / "slot", log)
+    wait_for(log, "measuring")
+    with ExclusiveSlot(tmp_path / "slot", cores=1).training():
+        assert os.sched_getaffinity(0) == cores.training
+    measurer.kill()
+    measurer.wait()
+    # A slot that is made anew, as each stage of an evaluation does, while the process is still where it was sent.
+    slot = ExclusiveSlot(tmp_path / "slot", cores=1)
+    with slot.measuring(timeout_s=5):
+        assert os.sched_getaffinity(0) == cores.measuring
+    assert os.sched_getaffinity(0) == cores.home
+    with slot.training():
+        assert os.sched_getaffinity(0) == cores.home
+
+
 def test_a_machine_without_a_core_to_spare_is_refused(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(MeasurementError, match=rf"'move' needs at least one core beside the {cores} that measure"):
