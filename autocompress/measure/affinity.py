@@ -126,7 +126,7 @@ def _busy() -> dict[int, int]:
 
 
 def _sibling(core: int) -> int:
-    """The how manieth of its physical core's hardware threads a core is, from 0."""
+    """Position of a core among the hardware threads of its physical core, from 0."""
     path = _TOPOLOGY / f"cpu{core}" / "topology" / "thread_siblings_list"
     try:
         listed = path.read_text().strip()

@@ -16,9 +16,10 @@ from autocompress.errors import MeasurementError
 from autocompress.inputs import Arrays
 from autocompress.measure.energy import counters, energy
 from autocompress.measure.memory import check_memory, peak_memory
-from autocompress.measure.target import Session
+from autocompress.measure.target import Session, Target
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.probe import study_slot
+from autocompress.pipeline.progress import reporter
 from autocompress.records import EnergyReading, Estimate, Record
 
 
@@ -41,6 +42,11 @@ def check_costs(study: Study) -> None:
                 f"energy_mj: expected a target on this machine, got one on a node with labels {study.target.node}; "
                 "leave energy_mj out of objectives and constraints"
             )
+        if study.measure.exclusive != "wait":
+            raise MeasurementError(
+                "energy_mj: expected measure.exclusive 'wait', as the counters are of the whole host and would count "
+                f"what trains beside the reading, got {study.measure.exclusive!r}"
+            )
         counters(gpus=_on_gpu(study))
 
 
@@ -61,12 +67,13 @@ class Costs(Record):
 def costs_of(
     study: Study,
     folder: StudyFolder,
-    models: Sequence[tuple[bytes, Session]],
+    target: Target,
+    models: Sequence[bytes],
     dense: Session,
     inputs: Arrays,
     *,
     seed: int,
-    memory: bool | None = None,
+    finalists: bool = False,
     energy_mj: float | None = None,
 ) -> list[Costs]:
     """Peak memory and energy of artifacts, as far as the study asks for them.
@@ -74,30 +81,38 @@ def costs_of(
     Args:
         study: says what is asked for.
         folder: has the slot.
-        models: an artifact's bytes and its session, each.
+        target: the built target.
+        models: the artifacts' bytes.
         dense: session of the dense artifact; energy is compared with its own.
         inputs: what one inference works on.
         seed: of the order of windows and of the bootstrap.
-        memory: measure the peak memory; if None, where the study asks for it.
+        finalists: measure the peak memory also if the study does not ask for it; where that fails it is told, and left
+            out.
         energy_mj: the dense artifact's energy that the study compares by; what is measured now if None.
 
     Raises:
         MeasurementError: see `check_costs`; or a process that measured memory failed.
     """
     found = [Costs() for _ in models]
-    if asks_for(study, "peak_memory_bytes") if memory is None else memory:
-        for i, (model, _) in enumerate(models):
-            started = time.monotonic()
+    asked = asks_for(study, "peak_memory_bytes")
+    for i, model in enumerate(models if asked or finalists else ()):
+        started = time.monotonic()
+        try:
             # It is no timing: others may train meanwhile.
             with study_slot(study, folder).training():
                 peak = peak_memory(study.target, model, inputs)
-            found[i] = Costs(values={"peak_memory_bytes": peak}, seconds={"memory": time.monotonic() - started})
+        except MeasurementError as error:
+            if asked:
+                raise
+            reporter().stage("finalists", f"left out: {error}")
+            break
+        found[i] = Costs(values={"peak_memory_bytes": peak}, seconds={"memory": time.monotonic() - started})
     if asks_for(study, "energy_mj"):
         started = time.monotonic()
+        sessions = [target.prepare(model) for model in models]
+        found_counters = counters(gpus=_on_gpu(study))
         with study_slot(study, folder).measuring():
-            readings = energy(
-                [session for _, session in models], dense, inputs, seed=seed, counters=counters(gpus=_on_gpu(study))
-            )
+            readings = energy(sessions, dense, inputs, seed=seed, counters=found_counters)
         each = (time.monotonic() - started) / max(1, len(models))
         for i, reading in enumerate(readings):
             factor, ratio = energy_mj or readings[0].baseline_mj, reading.ratio
@@ -111,4 +126,4 @@ def costs_of(
 
 
 def _on_gpu(study: Study) -> bool:
-    return study.target.kind.endswith(("-cuda", "-gpu", "tensorrt"))
+    return study.target.needs_gpu

@@ -173,7 +173,8 @@ class Evaluator:
         (costs,) = costs_of(
             bench.study,
             bench.folder,
-            [(compressed.model, session)],
+            bench.target,
+            [compressed.model],
             bench.dense_session,
             bench.inputs,
             seed=derive_seed(bench.study.seed, "costs", plan.key),

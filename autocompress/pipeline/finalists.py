@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from autocompress.cluster.pool import Outcome, run_jobs
-from autocompress.errors import MeasurementError, NoCandidateError, SearchError, StudyChangedError
+from autocompress.errors import NoCandidateError, SearchError, StudyChangedError
 from autocompress.front.finalists import choose_finalists
 from autocompress.front.indicators import counts
 from autocompress.front.selection import nearest
 from autocompress.measure.latency import rate
-from autocompress.measure.memory import check_memory
 from autocompress.measure.quality import predict
 from autocompress.pipeline.controls import control_plan
 from autocompress.pipeline.costs import Costs, costs_of
@@ -305,21 +304,15 @@ def _costs(bench: Workbench, measured: Sequence[Measurement]) -> list[Costs]:
     """Peak memory and energy of the finalists, and in the end of the dense model."""
     shas = [*(m.artifact.sha256 for m in measured), bench.prepared.baseline.artifact.sha256]
     models = [bench.folder.read_artifact(sha) for sha in shas]
-    try:
-        check_memory(bench.study.target)
-        memory = True
-    except MeasurementError as error:
-        # Not asked for, so no reason to stop.
-        reporter().stage("finalists", f"without {error}")
-        memory = False
     return costs_of(
         bench.study,
         bench.folder,
-        [(model, bench.target.prepare(model)) for model in models],
+        bench.target,
+        models,
         bench.dense_session,
         bench.inputs,
         seed=derive_seed(bench.study.seed, "costs", "finalists"),
-        memory=memory,
+        finalists=True,
     )
 
 

@@ -249,7 +249,8 @@ def prepare(study: Study) -> Workbench:
     (costs,) = costs_of(
         study,
         folder,
-        [(exported.model, session)],
+        target,
+        [exported.model],
         session,
         latency_inputs(task, target.batch_size),
         seed=derive_seed(study.seed, "costs"),
