@@ -2,21 +2,33 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from autocompress.errors import MeasurementError
-from autocompress.measure.latency import Procedure, measure
+from autocompress.measure import latency
+from autocompress.measure.latency import Procedure, rate, throughput
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeCpuTarget
+from autocompress.measure.target import Session
+from autocompress.records import Estimate, LatencyReading
 
 INPUTS = np.zeros((4, 3), dtype=np.float32)
+
+
+def measure(candidates, baseline, inputs, *, seed, clock, procedure=Procedure(pin=False)):  # noqa: B008
+    """As it is used, but that networks whose time is only a number need no core."""
+    return latency.measure(candidates, baseline, inputs, seed=seed, clock=clock, procedure=procedure)
 
 
 @dataclass
@@ -212,24 +224,166 @@ def test_a_procedure_with_too_few_rounds_is_refused() -> None:
         Procedure(rounds=9)
 
 
-def test_a_real_burner_process_keeps_the_order_or_marks_the_reading() -> None:
+def test_throughput_is_batch_size_over_latency_beside_the_baselines() -> None:
+    world = World()
+
     @dataclass
-    class Spin:
-        """A network of real work: so many multiplications."""
+    class Grows(SyntheticSession):
+        """Takes a fixed time, and more for each example."""
 
-        size: int
-        threads: int = 1
-
-        def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-            return {"x": (batch_size, 3)}
-
-        def run(self, inputs: np.ndarray) -> np.ndarray:
-            return inputs
+        per_example: float = 0.0
 
         def runner(self, inputs: np.ndarray) -> Callable[[], object]:
-            return lambda: sum(i * i for i in range(self.size))
+            fixed, rows = self.milliseconds, len(inputs)
 
-    burner = """
+            def call() -> None:
+                world.nanoseconds += round(1e6 * (fixed + rows * self.per_example))
+
+            return call
+
+    base = Grows(world, "base", 1.0, 1.0, per_example=0.5)
+    net = Grows(world, "net", 0.5, 1.0, per_example=0.25)
+    batches = [np.zeros((n, 3), dtype=np.float32) for n in (1, 8)]
+    (found,) = throughput([net], base, batches, seed=0, procedure=Procedure(pin=False), clock=world)
+    assert [rate.batch_size for rate in found] == [1, 8]
+    assert [rate.examples_per_s.value for rate in found] == pytest.approx([1 / 0.75e-3, 8 / 2.5e-3])
+    assert [rate.baseline_per_s for rate in found] == pytest.approx([1 / 1.5e-3, 8 / 5e-3])
+    assert not any(rate.noisy for rate in found)
+
+
+def test_throughput_of_no_batch_measures_nothing() -> None:
+    world = World()
+    base = world.session("base", 1.0)
+    assert throughput([base, base], base, [], seed=0, clock=world) == [(), ()]
+    assert world.order == []
+
+
+def test_a_rates_interval_is_that_of_the_ratio_turned_over() -> None:
+    reading = LatencyReading(
+        latency_ms=Estimate(value=1.0, low=0.8, high=1.25),
+        ratio=Estimate(value=0.5, low=0.4, high=0.625),
+        baseline_ms=3.0,
+        p90_ms=1.0,
+        p99_ms=1.0,
+        rounds=20,
+        batch_size=8,
+        threads=1,
+        load=0.0,
+        noisy=True,
+    )
+    found = rate(reading, 2.0)  # the one baseline of a table, not the reading's own
+    assert found.baseline_per_s == pytest.approx(4000.0)
+    per_s = found.examples_per_s
+    assert (per_s.low, per_s.value, per_s.high) == pytest.approx((6400.0, 8000.0, 10000.0))
+    assert found.noisy
+
+
+@pytest.mark.parametrize(("repeats", "attempts"), [(0, 1), (2, 3)])
+def test_attempts_are_counted_and_dispersion_and_drift_are_kept(repeats: int, attempts: int) -> None:
+    world = World(slowdown=lambda now: 1.0 + 3.0 * now)
+    base, net = world.session("base", 1.0), world.session("net", 0.5)
+    (reading,) = measure(
+        [net], base, INPUTS, seed=0, clock=world, procedure=Procedure(pin=False, repeats=repeats, drift=0.05)
+    )
+    assert (reading.attempts, reading.noisy) == (attempts, True)
+    assert reading.drift > 0.05
+    assert 0.0 <= reading.dispersion < 0.5
+
+
+def test_threads_that_compute_are_held_meanwhile_and_free_again_after() -> None:
+    before = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+
+    class Looks(Spin):
+        def runner(self, inputs: np.ndarray) -> Callable[[], object]:
+            run = super().runner(inputs)
+
+            def call() -> None:
+                seen.append(os.sched_getaffinity(0))
+                run()
+
+            return call
+
+    (reading,) = latency.measure([Looks(8000)], Looks(8000), INPUTS, seed=0)
+    assert os.sched_getaffinity(0) == before
+    if len(before) > 1:
+        assert len(reading.cores) == 1
+        assert seen[-1] == set(reading.cores)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 3, reason="two threads need a choice of three cores")
+def test_a_runtimes_own_threads_are_held_too() -> None:
+    target = OnnxRuntimeCpu(threads=2).build()
+    session = target.prepare(perceptron(512, 4))
+    (reading,) = latency.measure([session], session, np.zeros((64, 512), dtype=np.float32), seed=0)
+    assert len(reading.cores) == 2
+
+
+def perceptron(width: int, layers: int) -> bytes:
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": (rng.standard_normal((width, width)) / width**0.5).astype(np.float32) for i in range(layers)}
+    nodes = [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"]) for i in range(layers)]
+    ends = [helper.make_tensor_value_info(f"h{i}", TensorProto.FLOAT, ["n", width]) for i in (0, layers)]
+    arrays = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], arrays)
+    proto: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return proto.SerializeToString()
+
+
+def of_about_a_millisecond(target: OnnxRuntimeCpuTarget, inputs: np.ndarray) -> list[Session]:
+    """Ten real networks, deep enough to take about a millisecond each."""
+    probe = target.prepare(perceptron(256, 8)).runner(inputs)
+    probe()
+    start = time.perf_counter()
+    for _ in range(50):
+        probe()
+    each = (time.perf_counter() - start) / 50 / 8
+    depth = max(2, round(1e-3 / each))
+    return [target.prepare(perceptron(256, depth + i)) for i in range(10)]
+
+
+def test_ten_real_networks_of_a_millisecond_are_read_within_fifteen_seconds() -> None:
+    target = OnnxRuntimeCpu().build()
+    inputs = np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
+    sessions = of_about_a_millisecond(target, inputs)
+    start = time.perf_counter()
+    readings = latency.measure(sessions, sessions[0], inputs, seed=0)
+    assert time.perf_counter() - start < 15.0
+    assert len(readings) == 10
+    assert 0.3 < float(np.median([reading.latency_ms.value for reading in readings])) < 3.0
+
+
+@dataclass
+class Spin:
+    """A network of real work: so many multiplications."""
+
+    size: int
+    threads: int = 1
+
+    def input_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        return {"x": (batch_size, 3)}
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        return inputs
+
+    def runner(self, inputs: np.ndarray) -> Callable[[], object]:
+        return lambda: sum(i * i for i in range(self.size))
+
+
+@contextmanager
+def burning(code: str, count: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+#: Works and rests in turns.
+TURNS = """
 import time
 while True:
     end = time.time() + 0.05
@@ -237,13 +391,23 @@ while True:
         pass
     time.sleep(0.05)
 """
-    process = subprocess.Popen([sys.executable, "-c", burner])
-    try:
+
+
+def test_a_real_burner_process_keeps_the_order_or_marks_the_reading() -> None:
+    with burning(TURNS, 1):
         start = time.perf_counter()
-        slow, fast = measure([Spin(16000), Spin(8000)], Spin(20000), INPUTS, seed=0)
+        slow, fast = latency.measure([Spin(16000), Spin(8000)], Spin(20000), INPUTS, seed=0)
         seconds = time.perf_counter() - start
-    finally:
-        process.kill()
-        process.wait()
     assert slow.noisy or fast.noisy or slow.ratio.value > fast.ratio.value
     assert seconds < 10.0
+
+
+def test_burners_on_every_core_make_a_reading_repeat_and_mark_it() -> None:
+    # An inference longer than the system's time slices, so that no median of a block can hide what is shared.
+    with burning(TURNS, 2 * len(os.sched_getaffinity(0))):
+        procedure = Procedure(rounds=10)
+        readings = latency.measure([Spin(160000), Spin(80000)], Spin(200000), INPUTS, seed=0, procedure=procedure)
+    assert any(reading.noisy for reading in readings)
+    for reading in readings:
+        assert reading.noisy == (reading.dispersion > 0.1 or reading.drift > 0.1)
+        assert reading.attempts == 3 or not reading.noisy

@@ -110,3 +110,53 @@ def test_drift_ignores_outliers_and_needs_three_rounds() -> None:
 def test_interval_never_leaves_out_its_value() -> None:
     estimate = interval(2.0, np.array([0.0, 1.0]))
     assert estimate.low <= estimate.value == estimate.high == 2.0
+
+
+@given(readings(), st.floats(1e-3, 1e3), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_the_speed_of_the_machine_leaves_ratios_alone(
+    reading: tuple[float, float, np.ndarray, np.ndarray], speed: float, seed: int
+) -> None:
+    _, _, candidate, baseline = reading
+    before = compare(candidate, baseline, seed=seed, resamples=100)
+    after = compare(candidate * speed, baseline * speed, seed=seed, resamples=100)
+    for name in ("value", "low", "high"):
+        assert getattr(after.ratio, name) == pytest.approx(getattr(before.ratio, name))
+        assert getattr(after.latency_ms, name) == pytest.approx(speed * getattr(before.latency_ms, name))
+    assert after.dispersion == pytest.approx(before.dispersion, abs=1e-9)
+    assert after.drift == pytest.approx(before.drift, abs=1e-9)
+
+
+@given(st.data(), st.floats(0.05, 4.0), st.sampled_from([1e-6, 1e-2, 1e2, 1e6]))
+@settings(max_examples=50, deadline=None)
+def test_outliers_in_fewer_than_half_of_the_rounds_leave_the_ratio_where_it_was(
+    data: st.DataObject, ratio: float, size: float
+) -> None:
+    hit = data.draw(st.lists(st.integers(0, ROUNDS - 1), max_size=ROUNDS // 2 - 1, unique=True))
+    candidate, baseline = np.full(ROUNDS, ratio * 1e-3), np.full(ROUNDS, 1e-3)
+    candidate[hit] *= size
+    assert compare(candidate, baseline, seed=0, resamples=100).ratio.value == pytest.approx(ratio)
+
+
+@given(readings(), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_the_bootstrap_is_that_of_a_naive_loop(reading: tuple[float, float, np.ndarray, np.ndarray], seed: int) -> None:
+    _, _, candidate, baseline = reading
+    found = compare(candidate, baseline, seed=seed, resamples=200)
+    draws = np.random.default_rng(seed).integers(0, ROUNDS, (200, ROUNDS))
+    ratios, latencies = [], []
+    for draw in draws:
+        rounds = sorted(float(candidate[i]) / float(baseline[i]) for i in draw)
+        middle = (rounds[ROUNDS // 2 - 1] + rounds[ROUNDS // 2]) / 2
+        base = sorted(float(baseline[i]) for i in draw)
+        ratios.append(middle)
+        latencies.append(1e3 * middle * (base[ROUNDS // 2 - 1] + base[ROUNDS // 2]) / 2)
+    for estimate, samples in ((found.ratio, sorted(ratios)), (found.latency_ms, sorted(latencies))):
+        ends = []
+        for share in (0.025, 0.975):
+            # Linear between the two order statistics around the share.
+            place = share * (len(samples) - 1)
+            below = int(place)
+            ends.append(samples[below] + (place - below) * (samples[below + 1] - samples[below]))
+        assert estimate.low == pytest.approx(min(ends[0], estimate.value))
+        assert estimate.high == pytest.approx(max(ends[1], estimate.value))
