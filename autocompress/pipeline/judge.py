@@ -12,8 +12,8 @@ from torch import nn
 
 from autocompress.errors import MeasurementError, TaskError
 from autocompress.inputs import forward
-from autocompress.measure.metrics import MetricFunction
 from autocompress.measure.quality import accuracy, differences, score
+from autocompress.measure.scoring import MetricFunction
 from autocompress.records import Estimate, Metric, Role
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch, size
