@@ -17,13 +17,15 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 class OpenVinoCpu(TargetSettings):
     """Settings of the target.
 
-    Floats and 8-bit integers have kernels of their own. Floats are computed in 32 bits also where the processor has
+    Floats and 8-bit integers have kernels of their own, and so have linear layers with weights of 8 or 4 bits beside
+    activations that stay floats. Floats are computed in 32 bits also where the processor has
     16-bit ones, which OpenVINO would choose by itself: the artifact says 32.
     """
 
     kind: Literal["openvino-cpu"] = "openvino-cpu"
 
     computes: ClassVar[tuple[int, ...]] = (32, 8)
+    weights_only_bits: ClassVar[tuple[int, ...]] = (8, 4)
     package: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
 

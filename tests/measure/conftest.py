@@ -9,5 +9,6 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(HERE):
+        # Reading a file into another runtime takes no times.
+        if item.path.is_relative_to(HERE) and item.path.name != "test_measure_onnx_to_torch.py":
             item.add_marker(pytest.mark.alone)

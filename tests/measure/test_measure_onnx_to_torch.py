@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -73,6 +74,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, np.
 STORED = {"floats": (32, False), "int8": (8, False), "int4": (4, False), "half": (16, False), "blocks": (4, True)}
 
 
+@functools.cache
 def artifact(family: str, stored: str) -> bytes:
     build, feed = FAMILIES[family]
     torch.manual_seed(0)
@@ -110,8 +112,8 @@ def test_an_artifact_computes_what_onnxruntime_does_of_the_same_bytes(family: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stored", ["floats", "int8", "blocks"])
+@pytest.mark.parametrize("family", ["padded ResNet", "ViT", "LSTM"])
 def test_targets_agree_on_the_same_bytes(family: str, stored: str) -> None:
     model, feed = artifact(family, stored), FAMILIES[family][1]
     expected = OnnxRuntimeCpu().build().prepare(model).run(feed(3))
@@ -306,3 +308,20 @@ def test_every_output_is_computed_in_the_files_order() -> None:
     assert list(named(x)) == ["input"]
     for ours, theirs in zip(by_torch(model, {"input": x.numpy()}), module(x), strict=True):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stored", "read"), [("int8", "int8_t"), ("blocks", "uint4_t")])
+def test_openvino_computes_with_the_integers_of_the_file(stored: str, read: str) -> None:
+    import openvino
+
+    network = openvino.Core().read_model(artifact("ViT", stored))
+    network.reshape([1, 3, 16, 16])
+    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    products = [
+        str([port.get_element_type() for port in node.inputs()])
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"
+    ]
+    assert products
+    assert all(read in types for types in products)
