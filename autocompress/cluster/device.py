@@ -177,8 +177,12 @@ class _Device:
         self._key = (ray.get_runtime_context().get_job_id(), name)
         known = _handles.get(self._key)
         if known is None:
-            remote = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"look": 1})(_DeviceActor)
+            # Ray's types know neither an actor's options nor what a label is: text, not a list.
+            remote: Any = ray.remote(_DeviceActor)
             known = remote.options(
+                num_cpus=0,
+                max_restarts=0,
+                concurrency_groups={"look": 1},
                 name=name,
                 get_if_exists=True,
                 label_selector=dict(asked.labels),
@@ -267,7 +271,7 @@ class _DeviceActor:
         import ray
 
         context = ray.get_runtime_context()
-        node_id, found = context.get_node_id(), dict(context.get_node_labels())
+        node_id, found = context.get_node_id(), {key: str(value) for key, value in context.get_node_labels().items()}
         if not self._labels.items() <= found.items():
             wanted = labels_text(self._labels)
             return "measure", f"expected a node labelled {wanted}, got one labelled {labels_text(found)}", node_id

@@ -71,13 +71,17 @@ def steps(log: Path, after: float, before: float) -> list[Step]:
 
 
 @pytest.fixture
-def burner(tmp_path: Path) -> Iterator[Path]:
-    log = tmp_path / "burner.log"
-    process = start(BURNER, tmp_path / "slot", log)
-    wait_for(log, "ready")
-    yield log
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(BURNER, tmp_path / "slot", tmp_path / "burner.log")
+    wait_for(tmp_path / "burner.log", "ready")
+    yield process
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def burner(tmp_path: Path, process: subprocess.Popen[bytes]) -> Path:
+    return tmp_path / "burner.log"
 
 
 def test_training_goes_on_beside_a_reading_on_the_other_cores_and_comes_back(tmp_path: Path, burner: Path) -> None:
@@ -134,7 +138,9 @@ def test_a_measuring_process_that_is_killed_leaves_training_free(tmp_path: Path,
 
 
 @pytest.mark.alone
-def test_what_is_measured_beside_a_burner_is_what_is_measured_alone(tmp_path: Path, burner: Path) -> None:
+def test_what_is_measured_beside_a_burner_is_what_is_measured_alone(
+    tmp_path: Path, burner: Path, process: subprocess.Popen[bytes]
+) -> None:
     def spin() -> float:
         begun = time.perf_counter()
         for _ in range(200_000):
@@ -142,16 +148,20 @@ def test_what_is_measured_beside_a_burner_is_what_is_measured_alone(tmp_path: Pa
         return time.perf_counter() - begun
 
     slot = ExclusiveSlot(tmp_path / "slot", cores=1)
-    with slot.measuring(timeout_s=10):
-        begun = time.monotonic()
-        beside = sorted(spin() for _ in range(60))
-        ended = time.monotonic()
-    done = sum(s.count for s in steps(burner, begun, ended))
-    assert done > 0, "training went on"
-    with ExclusiveSlot(tmp_path / "other").measuring(), ExclusiveSlot(tmp_path / "slot").measuring(timeout_s=10):
+    slowdowns = []
+    for _ in range(3):  # whatever else the machine does may come in between: three times is no accident
+        with slot.measuring(timeout_s=10):
+            begun = time.monotonic()
+            beside = sorted(spin() for _ in range(60))
+            ended = time.monotonic()
+        assert sum(s.count for s in steps(burner, begun, ended)) > 0, "training went on"
+        process.send_signal(signal.SIGSTOP)
         alone = sorted(spin() for _ in range(60))
-    assert beside[30] < 1.2 * alone[30]
-    assert beside[54] < 1.5 * alone[54], "the burner never took the core"
+        process.send_signal(signal.SIGCONT)
+        slowdowns.append(max(beside[30] / alone[30], beside[54] / alone[54] / 1.25))
+        if slowdowns[-1] < 1.2:
+            return
+    raise AssertionError(f"beside the burner it took {slowdowns} as long as alone")
 
 
 def test_a_process_that_was_moved_still_knows_where_it_is_at_home(tmp_path: Path) -> None:
