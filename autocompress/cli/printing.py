@@ -240,7 +240,7 @@ def print_profile(found: Profile) -> None:
 
     def share(layers: Iterable[str]) -> str:
         names = set(layers)
-        return f"{100 * sum(n.milliseconds for n in found.latency if n.layer in names) / total:.1f}%"
+        return f"{100 * sum(n.milliseconds for n in found.latency if not names.isdisjoint(n.layers)) / total:.1f}%"
 
     structure, costs = found.structure, found.sensitivity
     groups = _titled(

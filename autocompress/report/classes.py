@@ -24,8 +24,8 @@ def class_section(rows: Sequence[FrontRow]) -> Html | None:
     classes = _order([found for _, found in measured])
     note = (
         "Points of recall that each model gained (+) or lost (-) beside the dense model, on the same examples of the "
-        "selection split, with 95% intervals; a model's worst class is in bold. Classes with few examples have wide "
-        "intervals, and among many classes some change by chance."
+        "selection split, with 95% intervals; the class that loses most is in bold. Classes with few examples have "
+        "wide intervals, and among many classes some change by chance."
     )
     if len(classes) > SHOWN:
         note += f" The {SHOWN} classes of {len(classes)} that lose most in any model."
@@ -42,7 +42,7 @@ def class_section(rows: Sequence[FrontRow]) -> Html | None:
         *(_cell(found.overall) for _, found in measured),
     )
     body = [every, *(_class_row(target, [found for _, found in measured]) for target in classes[:SHOWN])]
-    table = tag("table", tag("thead", head), tag("tbody", *body))
+    table = tag("table", tag("thead", head), tag("tbody", *body), class_="tight lines")
     exemplars = [f"{row.version or row.name}: {len(found.pies):,}" for row, found in measured if found.pies is not None]
     return tag(
         "section",
@@ -70,7 +70,9 @@ def _class_row(target: int, measured: Sequence[Fairness]) -> Html:
     ]
     examples = next(change.examples for change in changes if change is not None)
     cells = (
-        tag("td", "", class_="num") if change is None else _cell(change.change, strong=found.worst_class == target)
+        tag("td", "", class_="num")
+        if change is None
+        else _cell(change.change, strong=found.worst_class == target and change.change.value < 0)
         for change, found in zip(changes, measured, strict=True)
     )
     return tag("tr", tag("th", str(target), scope="row"), tag("td", f"{examples:,}", class_="num"), *cells)

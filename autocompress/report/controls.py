@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autocompress.records import Estimate
 from autocompress.report.data import FrontRow
 from autocompress.report.markup import Html, tag
-from autocompress.report.words import percent
+from autocompress.report.words import percent, percent_interval
 
 #: Control -> how it is called on the page.
 NAMES = {
@@ -29,7 +29,8 @@ def control_section(rows: Sequence[FrontRow]) -> Html | None:
     note = (
         "Accuracy on the selection split of the same widths, zeros and bits, made otherwise with as much training: "
         "what goes chosen by magnitude or at random, and the compressed shape trained from freshly drawn weights "
-        "without the dense model's help. Below, points against the model."
+        "without the dense model's help. Below, points against the model, and the 95% interval; – where there is no "
+        "such control, as nothing was cut, or where it failed."
     )
     head = tag(
         "tr",
@@ -41,12 +42,12 @@ def control_section(rows: Sequence[FrontRow]) -> Html | None:
         tag(
             "tr",
             tag("th", row.version or row.name, scope="row"),
-            tag("td", percent(row.accuracy.value), class_="num"),
+            tag("td", percent(row.accuracy.value), _interval(row.accuracy), class_="num"),
             *(_cell(row.controls.get(name), row.accuracy) for name in shown),
         )
         for row in rows
     ]
-    table = tag("table", tag("thead", head), tag("tbody", *body))
+    table = tag("table", tag("thead", head), tag("tbody", *body), class_="tight")
     return tag(
         "section",
         tag("h2", "Against its controls"),
@@ -57,6 +58,11 @@ def control_section(rows: Sequence[FrontRow]) -> Html | None:
 
 def _cell(control: Estimate | None, reference: Estimate) -> Html:
     if control is None:
-        return tag("td", "none", class_="num")
-    points = 100 * (control.value - reference.value)
-    return tag("td", percent(control.value), tag("span", f"{points:+.2f}", class_="sub"), class_="num")
+        return tag("td", "–", class_="num")
+    points = f"{100 * (control.value - reference.value):+.2f} {percent_interval(control)}".rstrip()
+    return tag("td", percent(control.value), tag("span", points, class_="sub"), class_="num")
+
+
+def _interval(estimate: Estimate) -> Html | None:
+    text = percent_interval(estimate)
+    return tag("span", text, class_="sub") if text else None

@@ -34,7 +34,7 @@ def metric_section(rows: Sequence[FrontRow], metrics: Sequence[Metric]) -> Html 
         )
         for row in rows
     ]
-    table = tag("table", tag("thead", head), tag("tbody", *body))
+    table = tag("table", tag("thead", head), tag("tbody", *body), class_="tight")
     sources = ", ".join(f"{m.name}: {m.source}" for m in metrics)
     return tag(
         "section",
@@ -64,16 +64,22 @@ def agreement_section(rows: Sequence[FrontRow]) -> Html | None:
     body = []
     for row, found in shown:
         least = min(found.classes, key=lambda c: c.dense.value)
+        where = f"class {least.target}" if least.dense.value < 1 else "every class"
         body.append(
             tag(
                 "tr",
                 tag("th", row.version or row.name, scope="row"),
                 _share(found.dense),
-                tag("td", percent(least.dense.value), tag("span", f"class {least.target}", class_="sub"), class_="num"),
+                tag(
+                    "td",
+                    percent(least.dense.value),
+                    tag("span", where, class_="sub"),
+                    class_="num",
+                ),
                 _share(found.torch) if found.torch is not None else tag("td", "quantized", class_="num"),
             )
         )
-    table = tag("table", tag("thead", head), tag("tbody", *body))
+    table = tag("table", tag("thead", head), tag("tbody", *body), class_="tight")
     return tag(
         "section",
         tag("h2", "Same predictions as before"),

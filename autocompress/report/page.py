@@ -140,7 +140,8 @@ def _front_section(data: ReportData, figure: Figure, key: str) -> Html:
     name = LABELS[objective].split(" (")[0]
     hidden = hidden_trials(data, figure, objective)
     epochs = {t.measurement.fidelity.epochs for t in data.trials if t.measurement is not None}
-    short = f" after {'/'.join(f'{e:g}' for e in sorted(epochs))} epochs of recovery" if epochs else ""
+    word = "epoch" if epochs == {1.0} else "epochs"
+    short = f" after {'/'.join(f'{e:g}' for e in sorted(epochs))} {word} of recovery" if epochs else ""
     note = (
         "Filled points are the final front: recovered in full, measured afresh, judged on the selection split; bars "
         "are 95% intervals. Faint points are the search's trials, judged on the validation split"

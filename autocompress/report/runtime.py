@@ -26,10 +26,10 @@ def runtime_section(rows: Sequence[FrontRow]) -> Html | None:
         return tag("section", title, tag("p", f"{runtime} does not show its graph, or ran on another machine."))
     note = (
         f"Read from the graph that {shown[0][1].runtime} executes, after all its optimizations, not from the file. "
-        "Bits are folded away where its kernel reads more than the file stores: those save storage only. Nodes that "
-        "are no layer's are borders between types, changes of layout, and what could not be fused."
+        "Layers are counted by what their kernel multiplies. Where it reads more bits than the file stores, these save "
+        "storage only. Other nodes are no layer's: borders between types, changes of layout, what could not be fused."
     )
-    heads = ("model", "nodes", "in integers", "integer weights", "in floats", "storage only", "no layer's nodes")
+    heads = ("model", "nodes", "in integers", "integer weights", "in floats", "storage only", "other nodes")
     head = tag("tr", *(tag("th", name, class_="num" if at else None, scope="col") for at, name in enumerate(heads)))
     body = [_summary(row, graph) for row, graph in shown]
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="tight")

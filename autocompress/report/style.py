@@ -46,6 +46,7 @@ thead th { color: var(--muted); font-weight: 500; font-size: 12.5px; white-space
 tbody th { font-weight: 600; }
 table.tight { width: auto; }
 table.tight th, table.tight td { padding-top: 4px; padding-bottom: 4px; padding-right: 22px; }
+table.lines td .sub { display: inline-block; min-width: 9.5em; margin-left: 8px; text-align: left; }
 .num { text-align: right; white-space: nowrap; }
 td .sub, th .sub { display: block; color: var(--muted); font-size: 12px; font-weight: 400; white-space: nowrap; }
 td .sub.bad { color: var(--bad); }

@@ -24,7 +24,7 @@ def layers_figure(profile: TimeProfile, index: int) -> Figure:
     names = [html.escape(c.part) for c in changes]
     layout = base_layout()
     layout["xaxis"] |= {"title": axis_title(f"{unit.name} of one inference"), "rangemode": "tozero"}
-    layout["yaxis"] |= {"autorange": "reversed", "ticks": "", "showgrid": False, "tickmode": "array"}
+    layout["yaxis"] |= {"autorange": "reversed", "ticks": "", "showgrid": False, "zeroline": False, "tickmode": "array"}
     layout["yaxis"] |= {"tickvals": list(range(len(names))), "ticktext": names, "tickfont": {"size": 11.5}}
     layout["barmode"], layout["bargap"], layout["bargroupgap"] = "group", 0.28, 0.0
     layout["margin"] |= {"t": 34}
@@ -66,7 +66,7 @@ def waterfall_figure(profile: TimeProfile, index: int) -> Figure:
     told = [_told(total, unit), *(unit.told(c.difference, signed=True) for c in changes), _told(end, unit)]
     layout = base_layout()
     layout["xaxis"] |= {"title": axis_title(f"{unit.name} of one inference"), "rangemode": "tozero"}
-    layout["yaxis"] |= {"autorange": "reversed", "ticks": "", "showgrid": False}
+    layout["yaxis"] |= {"autorange": "reversed", "ticks": "", "showgrid": False, "zeroline": False}
     layout["showlegend"] = False
     layout["margin"] |= {"t": 8, "r": 70}
     layout["height"] = 70 + 30 * len(names)

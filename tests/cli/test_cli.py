@@ -7,6 +7,7 @@ import time
 import pytest
 
 from autocompress import cli
+from autocompress.errors import MeasurementError
 from autocompress.pipeline import verify
 
 
@@ -17,7 +18,7 @@ def autocompress(*arguments, cwd, timeout=60):
 
 
 DIGITS = "task: {factory: 'autocompress.tasks.digits:digits'}\n"
-COMMANDS = ("run", "validate", "status", "front", "pick", "verify", "profile", "doctor")
+COMMANDS = ("run", "validate", "status", "front", "pick", "verify", "profile", "sensitivity", "doctor")
 
 
 def test_every_command_has_help_with_an_example(tmp_path):
@@ -72,7 +73,7 @@ def test_validate_does_not_import_the_task(tmp_path):
 def test_a_wrong_task_names_the_function_and_creates_nothing(tmp_path, body, expected):
     (tmp_path / "mine.py").write_text(body)
     (tmp_path / "study.yaml").write_text("name: a\ntask: mine.py:task\n")
-    done = autocompress("profile", "study.yaml", cwd=tmp_path)
+    done = autocompress("sensitivity", "study.yaml", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert expected in done.stderr
     assert "mine.py" in done.stderr
@@ -125,6 +126,15 @@ def test_a_function_that_the_file_does_not_define_is_wrong_input(tmp_path):
     done = autocompress("run", "study.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "got 'task', which it does not define" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_target_that_is_not_here_is_told_before_anything_is_made(tmp_path):
+    (tmp_path / "study.yaml").write_text(f"name: a\n{DIGITS}target: {{kind: onnxruntime-tensorrt}}\n")
+    done = autocompress("run", "study.yaml", cwd=tmp_path)
+    assert done.returncode == MeasurementError.exit_code
+    assert "target 'onnxruntime-tensorrt': expected a build of onnxruntime with TensorrtExecutionProvider" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
 @pytest.mark.slow
