@@ -41,7 +41,7 @@ _BEFORE = frozenset({"DequantizeLinear"})
 _PRODUCTS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", "Gather", "GatherBlockQuantized", "LSTM", "GRU", "RNN"}
 )
-_TYPES = {
+_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
     TensorProto.FLOAT16: "float16",
