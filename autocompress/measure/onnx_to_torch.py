@@ -73,7 +73,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "GatherElements": ops.gather_elements,
     "Gelu": lambda x, approximate="none": functional.gelu(x, approximate=approximate),
     "Gemm": layers.gemm,
-    "GlobalAveragePool": lambda x: torch.flatten(x, 2).mean(-1)[..., None, None],
+    "GlobalAveragePool": layers.global_average_pool,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
     "GroupNormalization": layers.group_normalization,
@@ -129,7 +129,11 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
 _OF_SIZES = frozenset(
     {"Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
 )
-_OF_RANK = frozenset({"DequantizeLinear", "QuantizeLinear"})
+_OF_RANK = frozenset({"DequantizeLinear", "GlobalAveragePool", "QuantizeLinear"})
+#: What gives several results; of any other operator, only the first is known here.
+_SEVERAL = frozenset({"GRU", "LSTM", "Split"})
+#: Of the standard operators that are known here; earlier ones give axes and the like in other ways.
+_OPSETS = range(13, 24)
 
 
 def to_torch(model: bytes) -> fx.GraphModule:
@@ -149,6 +153,9 @@ def to_torch(model: bytes) -> fx.GraphModule:
         ranks = _ranks(onnx.shape_inference.infer_shapes(proto))
     except Exception as error:
         raise MeasurementError(f"expected an ONNX model, got {len(model)} bytes that are none: {error}") from error
+    opset = next((entry.version for entry in proto.opset_import if entry.domain == ""), 0)
+    if opset not in _OPSETS:
+        raise MeasurementError(f"expected an ONNX model of opset {_OPSETS[0]} to {_OPSETS[-1]}, got {opset}")
     return _Builder(proto, ranks).build()
 
 
@@ -212,19 +219,16 @@ class _Builder:
         if node.op_type in _OF_RANK:
             known = inputs[0].ndim if type(inputs[0]) is Tensor else self._ranks.get(node.input[0])
             attributes["rank"] = known
+        if node.op_type not in _SEVERAL and any(node.output[1:]):
+            raise UnsupportedError(f"the results {list(node.output)}; expected one")
         found = function(*inputs, **attributes)
-        return tuple(found[i] for i in range(len(node.output))) if len(node.output) > 1 else _first(node, found)
+        return tuple(found[i] for i in range(len(node.output))) if node.op_type in _SEVERAL else (found,)
 
     def _shape(self, name: str, value: Any, start: int = 0, end: int | None = None) -> Size:
         rank = value.ndim if type(value) is Tensor else self._ranks.get(name)
         if rank is None:
             raise UnsupportedError("a tensor of unknown rank")
         return Size(tuple(value.shape[axis] for axis in range(rank)[start:end]))
-
-
-def _first(node: NodeProto, found: Any) -> tuple[Any, ...]:
-    # An operator that could return several results, of which the file takes one.
-    return (found[0],) if node.op_type in ("LSTM", "GRU", "Split") else (found,)
 
 
 def _tensor(tensor: onnx.TensorProto) -> Tensor:

@@ -192,6 +192,13 @@ def max_pool(
     return found
 
 
+def global_average_pool(x: Tensor, *, rank: int | None = None) -> Tensor:
+    """Mean over all axes behind the channels."""
+    if rank is None:
+        raise UnsupportedError("a tensor of unknown rank")
+    return x.mean(dim=tuple(range(2, rank)), keepdim=True)
+
+
 def average_pool(
     x: Tensor,
     *,

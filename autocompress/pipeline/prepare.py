@@ -145,11 +145,13 @@ def latency_inputs(task: Task, batch_size: int) -> Arrays:
 
 
 def check_task(study: Study) -> None:
-    """Load task and metrics once, so that what is wrong is refused before anything is created.
+    """Load task, metrics and target once, so that what is wrong is refused before anything is created.
 
     Raises:
         TaskError: its function is missing, raised, or returned no task; or a metric's function is missing.
+        MeasurementError: what the target needs is not installed or not on this machine.
     """
+    study.target.build()
     Judge(load_task(study.task.factory, study.task.arguments), study.metrics, study.seed)
 
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -247,8 +248,6 @@ def test_an_operator_is_onnxruntimes(name: str) -> None:
 
 
 def without_shape_of_output(model: bytes) -> bytes:
-    import onnx
-
     proto = onnx.load_model_from_string(model)
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     data: bytes = proto.SerializeToString()
@@ -277,6 +276,20 @@ def test_what_has_no_counterpart_is_named(node: object, message: str) -> None:
     model = network([node], {"x": ("n", 3), "ids": (2,)}, {"y": ("n", 3)}, {"ids": TensorProto.INT64})  # type: ignore[list-item]
     with pytest.raises(MeasurementError, match=message):
         to_torch(model)
+
+
+def test_a_second_result_that_is_not_known_is_refused() -> None:
+    node = helper.make_node("MaxPool", ["x"], ["y", "where"], "pool", kernel_shape=[2, 2])
+    model = network([node], {"x": ("n", 3, 8, 8)}, {"y": ("n", 3, 7, 7)})
+    with pytest.raises(MeasurementError, match=r"for MaxPool with the results \['y', 'where'\]; expected one"):
+        to_torch(model)
+
+
+def test_an_old_opset_is_refused() -> None:
+    proto = onnx.load_model_from_string(network([helper.make_node("Relu", ["x"], ["y"])], {"x": ("n",)}, {"y": ("n",)}))
+    proto.opset_import[0].version = 11
+    with pytest.raises(MeasurementError, match="expected an ONNX model of opset 13 to 23, got 11"):
+        to_torch(proto.SerializeToString())
 
 
 def test_junk_is_no_onnx_file() -> None:
