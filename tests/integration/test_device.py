@@ -214,6 +214,7 @@ def measured(joined, tmp_path_factory):
     run = StudyRun(study(folder, "device", trials=3))
     with run.opened():
         run.prepare()
+        run.profile()
         run.search()
         run.find_finalists()
     longer, node_id = study(folder, "taken", trials=6), nodes.id
@@ -239,6 +240,12 @@ def test_the_baseline_every_trial_and_every_finalist_are_read_by_the_device_alon
     assert finals
     assert {m.node_id for m in (*trials, *finals)} == {node_id}
     assert {m.host.key for m in (*trials, *finals)} == {run.bench.prepared.baseline.host.key}
+
+
+def test_the_time_of_each_node_is_from_the_device_too(measured):
+    run = measured[0]
+    assert run.profile().latency
+    assert (run.bench.folder.root / "dense" / "example.npy").is_file(), "what was sent there"
 
 
 def test_a_device_taken_away_fails_what_is_left_with_the_reason_and_nothing_is_read_elsewhere(measured):
