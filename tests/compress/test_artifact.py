@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.artifact import describe, distinct_values
 from autocompress.compress.export import export_onnx
+from autocompress.compress.pack import pack, unpack
 from autocompress.compress.quantize import quantize
 from autocompress.compress.verification import verify
 from autocompress.errors import CompressionError, ExportError, InfeasibleError
@@ -359,3 +360,48 @@ def test_weights_that_are_folded_into_floats_are_storage_only() -> None:
         (report,) = describe(model.SerializeToString()).layers
         assert (report.bits, report.stored_bits, report.zeros, report.compute) == (4, stored, 2, "float")
         assert report.storage_only
+
+
+class Attention(nn.Module):
+    """One encoder block over five tokens of 32, two heads, written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(11, 32)
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.before, self.after = nn.LayerNorm(32), nn.LayerNorm(32)
+        for parameter in (*self.before.parameters(), *self.after.parameters()):
+            nn.init.normal_(parameter)  # equal ones would be one constant of the file
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.word(ids)
+        q, k, v = (
+            part(self.before(x)).unflatten(-1, (2, 16)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        mixed = ((q @ k.transpose(-1, -2)) / 4.0).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).flatten(-2))
+        return (x + self.down(self.up(self.after(x)).relu())).mean(1)
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_a_transformer_costs_what_a_count_by_hand_says(bits: int) -> None:
+    module = Attention().eval()
+    ids = torch.arange(10).reshape(2, 5)
+    model = export_onnx(module, ids).model
+    names = ("down", "key", "out", "query", "up", "value")
+    if bits < 32:
+        model = quantize(model, [LayerBits(layer=n, bits=bits, weights_only=True) for n in names], Quantizer(), ids)
+    found = describe(model)
+    assert [x.bits for x in found.layers if x.name in names] == [bits] * 6
+    tokens, width, inner = 5, 32, 64
+    # Four projections, scores and mixture over two heads of 16, and the two layers of the perceptron.
+    assert found.macs == tokens * (4 * width**2 + 2 * width * inner) + 2 * tokens * tokens * width
+    assert found.parameters == sum(p.numel() for p in module.parameters())
+    assert found.size_bytes == len(model)
+    stored = {x.name: x.weights * x.stored_bits // 8 for x in found.layers}
+    assert stored["up"] == width * inner * bits // 8
+    assert found.size_bytes > sum(stored.values())
+    packed = pack(model)
+    assert unpack(packed) == model
+    assert len(packed) < len(model)

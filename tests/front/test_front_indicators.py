@@ -19,6 +19,7 @@ from autocompress.records import (
     Host,
     LatencyReading,
     Measurement,
+    Metric,
     Plan,
     TrialRecord,
 )
@@ -207,3 +208,30 @@ def test_trace_refuses_trials_of_unlike_fidelity_but_takes_the_dense_plan_at_any
 
 def test_trace_of_no_trials_is_empty() -> None:
     assert trace([], BASELINE, PAIR) == []
+
+
+LOSS = Metric(name="log_loss", maximize=False, best=0.0, source="scikit-learn:neg_log_loss")
+F1 = Metric(name="f1_macro", maximize=True, best=1.0, source="scikit-learn:f1_macro")
+BLEU = Metric(name="bleu", maximize=True, source="own.py:bleu")
+
+
+@pytest.mark.parametrize(
+    ("metric", "dense", "value", "share"),
+    [
+        (F1, 0.9, 0.9, 0.1 / 0.2),  # as accuracy: [0, dense gap + 0.10]
+        (F1, 0.9, 1.0, 0.0),
+        (LOSS, 0.2, 0.15, 0.15 / 0.3),  # half of the dense gap on top
+        (LOSS, 0.0, 0.5, 0.5),
+        (LOSS.model_copy(update={"margin": 0.8}), 0.2, 0.5, 0.5),
+        (BLEU, 30.0, 15.0, 45.0 / 45.0),  # no best value: twice the dense one
+        (BLEU, 30.0, 70.0, 0.0),
+    ],
+)
+def test_the_box_of_a_metric_reaches_from_its_best_value_to_the_dense_ones_and_a_margin(metric, dense, value, share):
+    found = hypervolume([{metric.name: value}], {metric.name: dense}, (metric.name,), (metric,))
+    assert found == pytest.approx(1.0 - share)
+
+
+def test_an_objective_of_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match=r"objective 'log_loss': expected a fixed one or one of \[\]"):
+        hypervolume([{"log_loss": 1.0}], {"log_loss": 1.0}, ("log_loss",))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from autocompress.errors import ConfigError, NoCandidateError
 from autocompress.front.dominance import non_dominated
 from autocompress.front.selection import Point, aliases, knee, nearest, pick
-from autocompress.records import Bound
+from autocompress.records import Bound, Metric
 
 
 def point(identifier: str, accuracy: float, latency: float, size: float = 1000.0) -> Point:
@@ -147,3 +147,20 @@ def test_a_loss_of_exactly_one_point_is_within_one_point() -> None:
 
 def test_a_front_of_one_has_every_alias() -> None:
     assert set(aliases([point("5", 0.9, 1.0)]).values()) == {"5"}
+
+
+def test_a_metric_bounds_and_the_knee_knows_its_direction():
+    def point(identifier, loss, latency):
+        return Point(
+            id=identifier, values={"log_loss": loss, "latency_ms": latency, "accuracy": 0.9, "size_bytes": 1.0}
+        )
+
+    loss = Metric(name="log_loss", maximize=False, source="scikit-learn:neg_log_loss")
+    points = [point("a", 0.1, 9.0), point("b", 0.2, 2.0), point("c", 1.0, 1.0)]
+    assert pick(points, maximum={"log_loss": 0.15}).id == "a"
+    assert pick(points, prefer="knee", objectives=("log_loss", "latency_ms"), metrics=(loss,)).id == "b"
+    assert aliases(points, objectives=("log_loss", "latency_ms"), metrics=(loss,))["knee"] == "b"
+    with pytest.raises(ConfigError, match=r"worst_class_drop, .*log_loss \(did you mean 'log_loss'\?\), got 'log_los'"):
+        pick(points, maximum={"log_los": 0.15})
+    with pytest.raises(ValueError, match="objective 'log_loss': expected one of accuracy"):
+        pick(points, prefer="knee", objectives=("log_loss", "latency_ms"))

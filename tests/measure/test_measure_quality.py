@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from autocompress.errors import MeasurementError
-from autocompress.measure.quality import accuracy, difference, predict
+from autocompress.measure.quality import GENERIC_RESAMPLES, accuracy, difference, differences, predict, score
 from autocompress.task import top1
 
 
@@ -216,3 +216,61 @@ def test_difference_of_top1_equals_the_generic_bootstrap(seed: int) -> None:
     assert fast.value == generic.value
     assert fast.low == pytest.approx(generic.low, abs=0.04)
     assert fast.high == pytest.approx(generic.high, abs=0.04)
+
+
+def error(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Mean squared error, which may be above 1."""
+    return float(np.mean((outputs - targets) ** 2))
+
+
+def test_a_score_may_have_any_range_and_a_bootstrap_interval() -> None:
+    rng = np.random.default_rng(0)
+    outputs, targets = 10 * rng.normal(size=300), np.zeros(300)
+    found = score(error, outputs, targets, seed=3)
+    draws = np.random.default_rng(3)
+    samples = [error(outputs[i], targets[i]) for i in (draws.integers(0, 300, 300) for _ in range(GENERIC_RESAMPLES))]
+    assert found.value == error(outputs, targets) > 1
+    assert (found.low, found.high) == pytest.approx(np.percentile(samples, (2.5, 97.5)))
+    with pytest.raises(MeasurementError, match=r"metric 'error': expected a value in \[0, 1\], got "):
+        accuracy(outputs, targets, error, seed=3)
+
+
+def test_resamples_without_a_value_are_left_out_until_they_are_most() -> None:
+    def rare(outputs: np.ndarray, targets: np.ndarray) -> float:
+        """Mean output of class 1: none without an example of it."""
+        return float(outputs[targets == 1].mean()) if (targets == 1).any() else float("nan")
+
+    outputs, targets = np.arange(30.0), np.zeros(30)
+    targets[:2] = 1
+    assert score(rare, outputs, targets, seed=0).value == 0.5
+    outputs, targets = np.arange(3000.0), np.zeros(3000)
+    with pytest.raises(
+        MeasurementError, match="metric 'rare': expected a finite value, got nan on 3000 examples; does a"
+    ):
+        score(rare, outputs, targets, seed=0)
+
+    def never(outputs: np.ndarray, targets: np.ndarray) -> float:
+        if len(np.unique(outputs)) < len(outputs):
+            raise ValueError("doubles")
+        return 1.0
+
+    with pytest.raises(
+        MeasurementError, match=r"'never': expected a value on most resamples of 30 examples, got one on 0"
+    ):
+        score(never, np.arange(30.0), np.zeros(30), seed=0)
+    with pytest.raises(MeasurementError, match="metric 'never' raised ValueError on 2 examples: doubles"):
+        score(never, np.zeros(2), np.zeros(2), seed=0)
+
+
+def test_differences_of_many_are_those_of_each_pair() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 100)
+    nets = [rng.normal(size=(100, 3)) for _ in range(3)]
+    found = differences(top1, nets, targets, seed=1)
+    assert found == {(i, j): difference(top1, nets[i], nets[j], targets, seed=1) for i, j in found}
+    assert set(found) == {(0, 1), (0, 2), (1, 2)}
+    numbers = [rng.normal(size=100) for _ in range(3)]
+    wanted = rng.normal(size=100)
+    found = differences(error, numbers, wanted, seed=1, bounded=False)
+    for (i, j), gap in found.items():
+        assert gap == difference(error, numbers[i], numbers[j], wanted, seed=1, bounded=False)
