@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from autocompress.compress.artifact import layer_nodes
 from autocompress.compress.sensitivity import Sensitivity, measure_sensitivity
 from autocompress.inputs import arrays
 from autocompress.pipeline.folder import read_record, write_record
+from autocompress.pipeline.latency_knobs import ineffective, ineffective_words
+from autocompress.pipeline.latency_model import LatencyModelSummary, load_outlines, study_latency_model
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.probe import take_nodes
 from autocompress.pipeline.progress import reporter
@@ -26,12 +30,16 @@ class Profile(Record):
         space: the size of the search space, in words.
         latency: the dense artifact's nodes with their time; empty if the target's runtime times no nodes.
         sensitivity: what each single cut, rounding or left out block costs in loss and divergence.
+        latency_model: what became of the model of the target's latency; None if the study wants none.
+        ineffective: objective -> kinds of parameters of the space that cannot change it here.
     """
 
     structure: Structure
     space: str
     latency: tuple[NodeLatency, ...]
     sensitivity: Sensitivity
+    latency_model: LatencyModelSummary | None = None
+    ineffective: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 def profile(bench: Workbench) -> Profile:
@@ -54,6 +62,7 @@ def profile(bench: Workbench) -> Profile:
         arrays(bench.task.example_input()),
         baseline=bench.host,
     )
+    model = study_latency_model(bench) if bench.study.measure.latency_model == "auto" else None
     found = Profile(
         structure=structure,
         space=bench.space.describe(),
@@ -71,6 +80,20 @@ def profile(bench: Workbench) -> Profile:
             seed=derive_seed(bench.study.seed, "sensitivity"),
             on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} single changes"),
         ),
+        latency_model=model,
+        ineffective=without_effect(bench, model),
     )
     write_record(bench.folder.profile, found)
+    for words in ineffective_words(found.ineffective):
+        report.stage("profile", words)
     return found
+
+
+def without_effect(bench: Workbench, model: LatencyModelSummary | None) -> dict[str, tuple[str, ...]]:
+    """Objective -> kinds of parameters that cannot change it; the latency only where the operations are known."""
+    return ineffective(
+        bench.space,
+        bench.study.objectives,
+        load_outlines(bench, model) if model is not None else None,
+        seed=derive_seed(bench.study.seed, "ineffective"),
+    )
