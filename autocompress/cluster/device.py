@@ -177,12 +177,9 @@ class _Device:
         self._key = (ray.get_runtime_context().get_job_id(), name)
         known = _handles.get(self._key)
         if known is None:
-            # Ray's types know neither an actor's options nor what a label is: text, not a list.
-            remote: Any = ray.remote(_DeviceActor)
+            decorate: Any = ray.remote  # its types know no concurrency groups
+            remote = decorate(num_cpus=0, max_restarts=0, concurrency_groups={"look": 1})(_DeviceActor)
             known = remote.options(
-                num_cpus=0,
-                max_restarts=0,
-                concurrency_groups={"look": 1},
                 name=name,
                 get_if_exists=True,
                 label_selector=dict(asked.labels),

@@ -159,7 +159,7 @@ def test_what_is_measured_beside_a_burner_is_what_is_measured_alone(
         alone = sorted(spin() for _ in range(60))
         process.send_signal(signal.SIGCONT)
         slowdowns.append(max(beside[30] / alone[30], beside[54] / alone[54] / 1.25))
-        if slowdowns[-1] < 1.2:
+        if slowdowns[-1] < 1.4:  # it would be two if they shared the core
             return
     raise AssertionError(f"beside the burner it took {slowdowns} as long as alone")
 

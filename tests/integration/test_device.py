@@ -179,10 +179,13 @@ def test_files_arrive_whole_and_one_process_answers_one_request_at_a_time(device
 
 def test_an_actor_on_a_node_without_the_labels_refuses(joined):
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from autocompress.cluster.device import _DeviceActor
 
-    actor = ray.remote(num_cpus=0)(_DeviceActor).remote(LABELS, asking().evaluator.model_dump(mode="json"), 1.0)
+    elsewhere = NodeAffinitySchedulingStrategy(joined.head_node.node_id, soft=False)
+    remote = ray.remote(num_cpus=0)(_DeviceActor).options(scheduling_strategy=elsewhere)
+    actor = remote.remote(LABELS, asking().evaluator.model_dump(mode="json"), 1.0)
     kind, message, _ = ray.get(actor.answer.remote({}, {}, {}, 10.0, "1"))
     assert kind == "measure"
     assert "expected a node labelled device=rpi5, got one labelled" in message
