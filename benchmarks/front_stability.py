@@ -6,9 +6,9 @@ The digits network is cut to five sets of widths, each by four criteria, and rec
 of which four at a time are one architecture, so that their true latencies are equal while their accuracies differ.
 Their outputs on the selection split are computed once. Their latencies are read twelve times, every time by a process
 of its own, all interleaved with the dense network as the finalists of a study are. Each reading is judged by the same
-rules: the dominance of values alone, and that of `autocompress.front.noise`; and two variants of the latter, to show
-what its choices do. Takes about ten minutes, two of them for the readings. Writes ``results.json``, ``results.md`` and
-``results.png`` in `front_stability/`; with ``--report`` from the figures that are there.
+rules: the dominance of values alone, and that of `autocompress.front.noise`; and three variants of the latter, to
+show what its choices do. Takes about five minutes, two of them for the readings. Writes ``results.json``,
+``results.md`` and ``results.png`` in `front_stability/`; with ``--report`` from the figures that are there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from common import Kept, one_thread, say, table
 
 from autocompress.compress.engine import build
 from autocompress.config import Study
+from autocompress.front import noise
 from autocompress.front.dominance import non_dominated
 from autocompress.front.noise import noisy_front
 from autocompress.measure.latency import measure
@@ -48,6 +49,7 @@ RULES = {
     "beyond noise": "the rule in use: paired accuracy, ties represented",
     "beyond noise, all ties kept": "the same without representatives",
     "beyond noise, unpaired": "accuracies compared by their single intervals",
+    "beyond the reading's own noise": "intervals of one reading as they are, without the resolution of 1%",
 }
 
 
@@ -146,7 +148,18 @@ def fronts(outputs: Mapping[str, Any], reading: Sequence[Mapping[str, Any]]) -> 
         "beyond noise": _set(ours.members),
         "beyond noise, all ties kept": _set(~ours.off),
         "beyond noise, unpaired": _set(noisy_front(values, PAIR).members),
+        "beyond the reading's own noise": _without_resolution(values, paired),
     }
+
+
+def _without_resolution(
+    values: Sequence[Mapping[str, Estimate]], paired: Mapping[tuple[int, int], Estimate]
+) -> frozenset[int]:
+    resolution, noise.RESOLUTION = noise.RESOLUTION, 0.0
+    try:
+        return _set(noisy_front(values, PAIR, paired={"accuracy": paired}).members)
+    finally:
+        noise.RESOLUTION = resolution
 
 
 def _set(mask: np.ndarray) -> frozenset[int]:
@@ -230,7 +243,7 @@ def _draw(shares: Mapping[str, np.ndarray]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(shares), 1, figsize=(9, 6.4), sharex=True, layout="constrained")
+    figure, axes = pyplot.subplots(len(shares), 1, figsize=(9, 7.6), sharex=True, layout="constrained")
     for plot, (rule, share) in zip(axes, shares.items(), strict=True):
         colours = ["#1f4e79" if value == 1.0 else "#c0504d" for value in share]
         plot.bar(range(len(share)), 100 * share, color=colours)

@@ -6,7 +6,9 @@ i is *clearly better* than j in k if noise does not explain the difference:
 .. math:: i \prec_k j \iff h_{ik} < l_{jk}
 
 or, where both were judged on the same examples, if the paired interval of the difference :math:`x_{ik} - x_{jk}` lies
-below 0. Errors on the same examples are mostly shared, so that the paired interval is far narrower than what the two
+below 0. Intervals of what comes out otherwise each time it is taken are first widened by `RESOLUTION`: they are made of
+the rounds of one reading, and do not know how far another one, by another process with other addresses, is off. Errors
+on the same examples are mostly shared, so that the paired interval is far narrower than what the two
 single ones suggest: with these alone, hardly any accuracy on a few hundred examples would differ from another.
 
 i is *no worse* than j in k if
@@ -44,6 +46,10 @@ import numpy as np
 
 from autocompress.front.dominance import checked
 from autocompress.records import REMEASURED, Estimate, Metric, is_maximized, minimized
+
+#: Share of a value by which either end of its interval is moved out, where another reading gives another value. Ratios
+#: of the same networks move by 1.7% between quiet sessions (median spread of `benchmarks/repeatability`): ±1%.
+RESOLUTION = 0.01
 
 #: Objective -> (i, j), i < j -> value of candidate i - value of candidate j, on the same examples.
 Paired = Mapping[str, Mapping[tuple[int, int], Estimate]]
@@ -138,6 +144,8 @@ def _clearly(
                 found[i, j, k], found[j, i, k] = (below, above) if sign > 0 else (above, below)
             continue
         low, high = (np.array([getattr(row[name], end) for row in rows], dtype=float) for end in ("low", "high"))
+        if name in REMEASURED:
+            low, high = low - RESOLUTION * np.abs(low), high + RESOLUTION * np.abs(high)
         found[..., k] = high[:, None] < low[None, :] if sign > 0 else low[:, None] > high[None, :]
     return found
 

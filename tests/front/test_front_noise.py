@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.front.dominance import non_dominated
-from autocompress.front.noise import dominated, noisy_front
+from autocompress.front.noise import RESOLUTION, dominated, noisy_front
 from autocompress.records import REMEASURED, Estimate, Metric, minimized
 
 PAIR = ("accuracy", "latency_ms")
@@ -45,7 +45,10 @@ def oracle(values: list[dict[str, Estimate]], names: tuple[str, ...]) -> tuple[s
     """Who dominates whom, and who is off the front, word by word as the module says it."""
 
     def clearly(a: dict[str, Estimate], b: dict[str, Estimate], name: str) -> bool:
-        return a[name].low > b[name].high if name == "accuracy" else a[name].high < b[name].low
+        if name == "accuracy":
+            return a[name].low > b[name].high
+        out = RESOLUTION if name in REMEASURED else 0.0
+        return a[name].high + out * abs(a[name].high) < b[name].low - out * abs(b[name].low)
 
     def no_worse(a: dict[str, Estimate], b: dict[str, Estimate], name: str) -> bool:
         if name in REMEASURED:
@@ -179,3 +182,12 @@ def test_a_metric_knows_its_direction():
         ValueError, match=r"values\[0\]: expected a value of 'latency_ms', got \['log_loss', 'size_bytes'\]"
     ):
         noisy_front(values, ("latency_ms",))
+
+
+def test_latencies_nearer_than_another_reading_would_be_are_tied_however_narrow_their_intervals():
+    near_by = [candidate(0.9, 1.0), candidate(0.9, 1.0 + 1.9 * RESOLUTION)]
+    assert noisy_front(near_by, PAIR).tied[0, 1]
+    apart = [candidate(0.9, 1.0), candidate(0.9, 1.0 + 2.1 * RESOLUTION)]
+    assert noisy_front(apart, PAIR).members.tolist() == [True, False]
+    sizes = [{"size_bytes": Estimate.exact(1000.0)}, {"size_bytes": Estimate.exact(1001.0)}]
+    assert noisy_front(sizes, ("size_bytes",)).members.tolist() == [True, False]
