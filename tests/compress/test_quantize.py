@@ -169,6 +169,16 @@ def test_same_arguments_give_same_bytes(model: bytes, calibration: Tensor) -> No
     assert first == second
 
 
+def test_layers_with_equal_weights_share_one_half(calibration: Tensor) -> None:
+    module = Net().eval()
+    module.b1.load_state_dict(module.a1.state_dict())
+    twins = export_onnx(module, torch.randn(1, 3, 8, 8)).model
+    for names in (["a1"], ["a1", "b1"]):
+        half = quantize(twins, [LayerBits(layer=name, bits=16) for name in names], Quantizer(), calibration)
+        assert [x.name for x in describe(half).layers if x.bits == 16] == names
+        assert np.abs(outputs(half, calibration) - outputs(twins, calibration)).max() < 1e-2
+
+
 def test_no_layers_returns_the_model(model: bytes, calibration: Tensor) -> None:
     assert eight(model, [], calibration) == model
 
