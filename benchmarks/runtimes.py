@@ -32,6 +32,7 @@ from autocompress.compress.structure import find_structure
 from autocompress.compress.train import train_base
 from autocompress.errors import MeasurementError
 from autocompress.inputs import Arrays, arrays
+from autocompress.measure.host import fingerprint
 from autocompress.measure.latency import Procedure, measure
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import accuracy, predict
@@ -167,7 +168,7 @@ def report(
         "",
         f"Versions: {'; '.join(dict.fromkeys(runtimes.values()))}.",
     ]
-    latency = kept.get("latency", dict) or {}
+    latency = kept.values.get("latency", {})
     for network, files in FILES.items():
         rows = []
         for target in runtimes:
@@ -233,7 +234,11 @@ def main() -> None:
             targets.append(settings)
         except MeasurementError as error:
             say(f"{called(settings)}: left out: {error}")
+    hashes = {n: {k: hashlib.sha256(m).hexdigest() for k, m in models.items()} for n, models in files.items()}
     kept, batches = Kept(HERE / "results.json"), {}
+    if kept.values.get("files") != hashes:
+        kept.values.clear()  # of other files
+        kept.get("files", lambda: hashes)
     for network, models in files.items():
         task = task_of(network, options)
         batches[network] = arrays(task.example_input())
@@ -244,9 +249,6 @@ def main() -> None:
     if options.until == "latency":
         kept.get("latency", lambda: timed(files, batches, targets))
         picture(kept.values["latency"])
-    hashes = {n: {k: hashlib.sha256(m).hexdigest() for k, m in models.items()} for n, models in files.items()}
-    from autocompress.measure.host import fingerprint
-
     host = fingerprint("", 1)
     runtimes = {called(settings): settings.build().runtime for settings in targets}
     text = report(kept, hashes, runtimes, f"{host.cpu}, {host.cores} cores", options)
