@@ -234,8 +234,8 @@ def report(kept: Kept) -> None:
         f"{sum(r['noisy'] for each in readings for r in each)} of {READINGS * len(names())} readings stayed noisy.",
         "",
         "The resolution of 1% is half of the spread between sessions in another benchmark, [repeatability]"
-        "(../repeatability/results.md). It was added after a first set of twelve readings, whose fronts differed in 100% "
-        "of the pairs by values alone and in 56% by the rule without it. This is another set, taken afterwards.",
+        "(../repeatability/results.md). It was added after a first set of twelve readings, whose fronts differed in "
+        "100% of the pairs by values alone and in 56% by the rule without it. This is another set, taken afterwards.",
         "",
         "![share of readings in which each artifact is on the front](results.png)",
     ]

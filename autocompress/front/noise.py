@@ -103,12 +103,12 @@ def noisy_front(
     clearly = _clearly(rows, objectives, metrics, paired or {})
     noisy = np.array([name in REMEASURED for name in objectives])
     no_worse = np.where(noisy, ~clearly.swapaxes(0, 1), points[:, None] <= points[None, :])
-    dominates = no_worse.all(axis=2) & clearly.any(axis=2)
+    dominates = np.asarray(no_worse.all(axis=2) & clearly.any(axis=2))
     off = dominated(dominates)
     tied = ~(clearly | clearly.swapaxes(0, 1)).any(axis=2)
     np.fill_diagonal(tied, False)
     members = ~off
-    for i in sorted(np.flatnonzero(~off), key=lambda i: _preference(rows[i], objectives, metrics, int(i))):
+    for i in sorted(map(int, np.flatnonzero(~off)), key=lambda i: _preference(rows[i], objectives, metrics, i)):
         if members[i]:
             members &= ~tied[i]
     return NoisyFront(dominates=dominates, off=off, tied=tied, members=members)

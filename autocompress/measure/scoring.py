@@ -157,7 +157,7 @@ class MetricFunction:
                 f"{found.min():.4g} to {found.max():.4g}"
             )
         if not several:
-            return np.minimum(found, 1.0)
+            return np.asarray(np.minimum(found, 1.0))
         sums = found.sum(axis=1, keepdims=True)
         if np.any(np.abs(sums - 1.0) > _SUM_TOLERANCE):
             raise MeasurementError(
