@@ -1,8 +1,8 @@
 """Energy of an inference, read from the host's own counters; where there are none it is refused, never estimated.
 
-Processors count what their packages and memory have used (RAPL, on Intel and AMD), graphics cards what the board has
-used (NVML, AMD SMI). The library zeus finds the counters. One *window* is a run of inferences of at least `window_s`
-seconds; with n inferences in it and the counters c read before and after:
+Processors count what their packages and memory have used (RAPL, on Intel and AMD, which the kernel shows as files),
+NVIDIA's graphics cards what the board has used (NVML, through the library nvidia-ml-py). One *window* is a run of
+inferences of at least `window_s` seconds; with n inferences in it and the counters c read before and after:
 
     energy of an inference = sum over counters of (after - before, modulo the counter's range) / n
 
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 #: Where the kernel shows RAPL's counters.
 RAPL = Path("/sys/class/powercap/intel-rapl")
-#: There with NVIDIA's and AMD's drivers.
-_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+#: There with NVIDIA's driver.
+NVIDIA = Path("/dev/nvidiactl")
 _ADVICE = "leave energy_mj out of objectives and constraints, or run where counters can be read"
 
 
@@ -90,37 +90,29 @@ def counters(*, gpus: bool, rapl: Path = RAPL) -> tuple[Counter, ...]:
     Raises:
         MeasurementError: there are none, or they cannot be read; the message says what was looked for.
     """
-    looked = [str(rapl), *(str(path) for path in _DRIVERS if gpus)]
-    if not rapl.is_dir() and not (gpus and any(path.exists() for path in _DRIVERS)):
+    looked = [str(rapl), *([str(NVIDIA)] if gpus else [])]
+    cards = gpus and NVIDIA.exists()
+    if not rapl.is_dir() and not cards:
         raise MeasurementError(
             f"energy_mj: expected a host that counts its energy, found none of {', '.join(looked)}: virtual machines "
             f"and containers mostly hide them, and some processors have none; {_ADVICE}"
         )
     try:
-        from zeus.device import get_gpus
-        from zeus.device.cpu.rapl import RAPLCPU
-        from zeus.exception import ZeusBaseError
-    except ImportError as error:
-        raise MeasurementError(
-            f"energy_mj: expected the package zeus, which failed to import: {error}; install it with "
-            "\"pip install 'autocompress[energy]'\""
-        ) from error
-    found: list[Counter] = []
-    try:
-        for index in sorted(int(zone.name.partition(":")[2]) for zone in rapl.glob("intel-rapl:*")):
-            package = RAPLCPU(index, str(rapl))
-            found += [_of_zone(zone) for zone in (package.rapl_file, package.dram) if zone is not None]
-        if gpus:
-            cards = get_gpus()
-            found += [_of_card(cards, index) for index in range(len(cards))]
-    except (ZeusBaseError, OSError) as error:
+        # Of the zones inside a package only memory is apart: cores and graphics are in the package's own count. A zone
+        # of the whole platform (psys) would count packages twice.
+        packages = [z for z in sorted(rapl.glob("intel-rapl:*")) if _word(z / "name").startswith("package")]
+        memories = [z for z in sorted(rapl.glob("intel-rapl:*/intel-rapl:*:*")) if _word(z / "name") == "dram"]
+        found = [_of_zone(zone) for zone in (*packages, *memories)]
+    except (OSError, ValueError) as error:
         raise MeasurementError(
             f"energy_mj: expected energy counters that this user may read, got {type(error).__name__}: {error}; most "
             f"systems show {rapl}/*/energy_uj to root only: 'sudo chmod -R a+r {rapl}/' until the next start; {_ADVICE}"
         ) from error
+    if cards:
+        found += _of_cards()
     if not found:
         raise MeasurementError(
-            f"energy_mj: expected a host that counts its energy, got {rapl} without intel-rapl:*; {_ADVICE}"
+            f"energy_mj: expected a host that counts its energy, got {rapl} without a package in it; {_ADVICE}"
         )
     return tuple(found)
 
@@ -196,18 +188,40 @@ def _window(call: Callable[[], object], counters: Sequence[Counter], window_s: f
     return total / count
 
 
-def _of_zone(zone: Any) -> Counter:
-    # The file itself, not zeus' own reading of it: that starts a process which watches for the counter's turn, and a
-    # range is far more than a window spends.
-    path = Path(zone.energy_uj_path)
+def _word(path: Path) -> str:
+    return path.read_text(encoding="ascii").strip()
+
+
+def _of_zone(zone: Path) -> Counter:
+    count = zone / "energy_uj"
+    int(_word(count))  # now, so that a file that may not be read is told before anything is measured
     return Counter(
-        name=f"{path.parent.name} {zone.name}",
-        read=lambda: int(path.read_text(encoding="ascii")) / 1e3,
-        range_mj=zone.max_energy_range_uj / 1e3,
+        name=f"{zone.name} {_word(zone / 'name')}",
+        read=lambda: int(_word(count)) / 1e3,
+        range_mj=int(_word(zone / "max_energy_range_uj")) / 1e3,
     )
 
 
-def _of_card(cards: Any, index: int) -> Counter:
-    return Counter(
-        name=f"gpu {index} {cards.get_name(index)}", read=lambda: float(cards.get_total_energy_consumption(index))
-    )
+def _of_cards() -> list[Counter]:
+    try:
+        import pynvml
+    except ImportError as error:
+        raise MeasurementError(
+            f"energy_mj: expected the package nvidia-ml-py, which failed to import: {error}; install it with "
+            "\"pip install 'autocompress[energy]'\""
+        ) from error
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            Counter(
+                name=f"gpu {index} {pynvml.nvmlDeviceGetName(handle)}",
+                read=lambda handle=handle: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)),
+            )
+            for index, handle in enumerate(handles)
+        ]
+    except pynvml.NVMLError as error:
+        raise MeasurementError(
+            f"energy_mj: expected NVIDIA's cards to count their energy, NVML says: {error}; cards before Volta do "
+            f"not; {_ADVICE}"
+        ) from error

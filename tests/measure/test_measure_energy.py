@@ -145,36 +145,27 @@ def test_a_host_without_counters_is_refused_in_words(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(RAPL.is_dir() or Path("/dev/nvidiactl").exists(), reason="this host counts its energy")
 def test_this_host_is_refused_for_real_and_says_what_was_looked_for() -> None:
-    with pytest.raises(MeasurementError, match=r"/sys/class/powercap/intel-rapl, /dev/nvidiactl, /dev/kfd"):
+    with pytest.raises(MeasurementError, match=r"/sys/class/powercap/intel-rapl, /dev/nvidiactl:"):
         counters(gpus=True)
 
 
 def test_a_framework_without_packages_is_refused(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl").mkdir()
-    with pytest.raises(MeasurementError, match="without intel-rapl:"):
+    with pytest.raises(MeasurementError, match="without a package in it"):
         counters(gpus=False, rapl=tmp_path / "intel-rapl")
 
 
 def test_counters_that_are_not_whole_are_refused_with_their_cause(tmp_path: Path) -> None:
     root, package, _ = rapl_of(tmp_path, range_uj=10**12)
     package.unlink()
-    with pytest.raises(MeasurementError, match="expected energy counters that this user may read, got ZeusRAPLFile"):
+    with pytest.raises(
+        MeasurementError, match="that this user may read, got FileNotFoundError"
+    ):
         counters(gpus=False, rapl=root)
 
 
-def test_without_the_library_it_says_what_to_install(tmp_path: Path) -> None:
+def test_a_package_is_not_counted_twice(tmp_path: Path) -> None:
     root, *_ = rapl_of(tmp_path, range_uj=10**12)
-    code = f"""
-import sys
-from pathlib import Path
-sys.modules["zeus"] = None  # as if it were not installed
-from autocompress.measure.energy import counters
-from autocompress.errors import MeasurementError
-try:
-    counters(gpus=False, rapl=Path({str(root)!r}))
-except MeasurementError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "expected the package zeus" in done.stdout
-    assert "pip install 'autocompress[energy]'" in done.stdout
+    zone(root / "intel-rapl:1", "psys", 10**12)
+    found = counters(gpus=False, rapl=root)
+    assert [counter.name for counter in found] == ["intel-rapl:0 package-0", "intel-rapl:0:0 dram"]
