@@ -89,8 +89,9 @@ def test_a_study_that_was_never_run_has_a_status_and_no_front(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pick_refuses_an_unknown_objective_with_2(tmp_path):
-    done = autocompress("pick", "digits", "--max", "speed=1", cwd=tmp_path)
+def test_pick_refuses_what_cannot_be_an_objective_with_2(tmp_path):
+    """Whether a word is a metric of the model, only its versions can tell: that is checked where they are known."""
+    done = autocompress("pick", "digits", "--max", "speed-up=1", cwd=tmp_path)
     assert done.returncode == 2
     assert "expected OBJECTIVE=VALUE with one of accuracy" in done.stderr
 
