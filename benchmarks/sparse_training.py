@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,13 +148,29 @@ def values(kept: Kept, arm: Arm, options: argparse.Namespace, key: str = "test")
     return {seed: 100 * kept.values[name][key] for seed, name in names.items() if name in kept.values}
 
 
-def gain(above: dict[int, float], below: dict[int, float]) -> str:
-    """Mean difference over the seeds that both have, with Student's 95% interval, and of how many seeds."""
-    pairs = np.array([above[seed] - below[seed] for seed in above if seed in below])
+def gain(above: dict[int, float], below: dict[int, float]) -> tuple[float, float, list[float]]:
+    """Mean difference over the seeds that both have, half of Student's 95% interval (nan of one), the differences."""
+    pairs = [above[seed] - below[seed] for seed in above if seed in below]
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs) if len(pairs) > 1 else math.nan
+    return (float(np.mean(pairs)) if pairs else math.nan), float(half), pairs
+
+
+def told(above: dict[int, float], below: dict[int, float]) -> str:
+    """The difference as a cell of a table."""
+    mean, half, pairs = gain(above, below)
     if len(pairs) < 2:
-        return f"{pairs[0]:+.2f} (one seed)" if len(pairs) else "not run"
-    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
-    return f"{pairs.mean():+.2f} ± {half:.2f} ({(pairs > 0).sum()} of {len(pairs)} above 0)"
+        return f"{mean:+.2f} (one seed)" if pairs else "not run"
+    return f"{mean:+.2f} ± {half:.2f} ({sum(pair > 0 for pair in pairs)} of {len(pairs)} above 0)"
+
+
+def verdict(kept: Kept, options: argparse.Namespace) -> str:
+    """At which sparsities RigL is above a static mask, and by how sure a margin."""
+    words = []
+    for sparsity in SPARSITIES:
+        mean, half, _ = gain(*(values(kept, moving(m, sparsity), options) for m in ("rigl", "static")))
+        sure = "above" if mean - half > 0 else "below" if mean + half < 0 else "not told apart from"
+        words.append(f"{sure} at {100 * sparsity:g}%")
+    return "By these intervals RigL is, beside a static mask: " + ", ".join(words) + "."
 
 
 def report(kept: Kept, options: argparse.Namespace) -> list[str]:
@@ -174,15 +191,15 @@ def report(kept: Kept, options: argparse.Namespace) -> list[str]:
     rows = []
     for sparsity in SPARSITIES:
         found = {method: values(kept, moving(method, sparsity), options) for method in METHODS}
-        gains = [gain(found[a], found[b]) for a, b in (("rigl", "static"), ("set", "static"), ("rigl", "set"))]
+        gains = [told(found[a], found[b]) for a, b in (("rigl", "static"), ("set", "static"), ("rigl", "set"))]
         rows.append([f"{100 * sparsity:g}%", *(spread(list(cell.values())) for cell in found.values()), *gains])
     lines += table(["zeros", *METHODS.values(), "RigL - static", "SET - static", "RigL - SET"], rows)
-    lines += ["", f"## Lottery tickets at {100 * TICKET_SPARSITY:g}% zeros", ""]
+    lines += ["", verdict(kept, options), "", f"## Lottery tickets at {100 * TICKET_SPARSITY:g}% zeros", ""]
     control = values(kept, ticket(list(TICKETS)[-1]), options)
     rows = []
     for name in TICKETS:
         accuracy, zeros = (values(kept, ticket(name), options, key) for key in ("test", "zeros"))
-        above = "" if accuracy == control else gain(accuracy, control)
+        above = "" if accuracy == control else told(accuracy, control)
         rows.append([name, spread(list(accuracy.values())), above, spread(list(zeros.values()))])
     lines += table(["arm", "test accuracy", "above the control", "zeros in the file, %"], rows)
     return [*lines, "", "![Accuracy over sparsity](results.png)"]
