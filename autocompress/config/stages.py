@@ -133,7 +133,7 @@ class MeasureConfig(_Part):
         batch_sizes: examples per inference at which the throughput of finalists is measured.
         metrics: measured beside the task's own: scikit-learn's by name, or functions.
         outputs: what the network's outputs are taken for by scikit-learn's classification metrics.
-        latency_model: ``auto``: learn a model of the target's latency from some eighty networks of the space, in
+        latency_model: ``auto``: learn a model of the target's latency from some seventy networks of the space, in
             minutes, and offer it to the search if it proves good enough on networks that it has not seen.
         latency_model_error: largest median error on those, a share, with which it is.
         latency_model_tau_gap: most that Kendall's τ of its order may lie under that of two measurements.

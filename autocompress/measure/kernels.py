@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autocompress.errors import MeasurementError
 from autocompress.records.outline import Operation
+from autocompress.rng import derive_seed
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -46,8 +50,6 @@ _INTEGER = frozenset(
 PROFILER_MS = 0.0015
 #: Inferences before the first that counts.
 _WARM_UP = 5
-#: Inferences with cold caches.
-_COLD = 9
 #: Attributes that have no bearing on time.
 _SILENT = frozenset({"epsilon", "allowzero", "auto_pad", "ceil_mode"})
 
@@ -75,7 +77,7 @@ class OperationTime:
     Attributes:
         kernel: in the kernel that computes it.
         conversion: in conversions of its result to another type or layout.
-        cold: more than that, if what it reads has first to come from memory.
+        cold: more than that in the first inference of a block, which finds the caches of other networks.
     """
 
     kernel: float = 0.0
@@ -208,104 +210,148 @@ def attributes_of(node: NodeProto, weights: tuple[int, ...]) -> str:
 
 
 def operation_times(
-    model: bytes, inputs: Arrays, *, threads: int, inferences: int = 40, parts: int = 3
-) -> tuple[Traced, list[OperationTime]]:
-    """Profile an artifact in ONNX Runtime and give every operation its time.
+    models: Sequence[bytes],
+    dense: bytes,
+    inputs: Arrays,
+    *,
+    threads: int,
+    baseline_ms: float,
+    block_s: float = 0.005,
+    rounds: int = 30,
+    seed: int = 0,
+) -> list[tuple[Traced, list[OperationTime]]]:
+    """Profile artifacts in ONNX Runtime, beside the dense one, and give every operation its time.
 
-    A kernel of the runtime's optimized graph counts for the operation that it computes: the one with its name, or the
-    nearest of its kind before the tensor that it writes. Times are middle halves of many inferences in a row, of the
-    quietest of `parts` stretches: what another process takes is no time of the network. Some inferences more, each
-    after all caches were filled with something else, tell what an operation takes when it is not alone.
+    The protocol is that of a latency reading: in every round each network runs one block of inferences, in an order
+    shuffled afresh, and its times count in units of what the dense network took in the same round. The first inference
+    of a block finds caches that the others filled, the later ones its own. A kernel of the runtime's optimized graph
+    counts for the operation that it computes: the one with its name, or the nearest of its kind before the tensor that
+    it writes.
 
     Args:
-        model: the artifact.
+        models: the artifacts.
+        dense: the dense one.
         inputs: the batch that is timed.
         threads: threads that share one inference.
-        inferences: of each stretch.
-        parts: stretches.
+        baseline_ms: latency of the dense network, in whose milliseconds the times are.
+        block_s: shortest time of a block; no block has fewer than three inferences.
+        rounds: blocks per network.
+        seed: of the order of networks.
 
     Returns:
-        The operations, and a time for each.
+        For each artifact its operations, and a time for each.
 
     Raises:
-        MeasurementError: the runtime cannot load or run the model.
+        MeasurementError: the runtime cannot load, run or profile a model.
     """
-    traced = trace_artifact(model, inputs)
-    kernels, warm, cold = _profiled(model, inputs, threads, inferences, parts)
-    times = [[0.0, 0.0, 0.0] for _ in traced.outline]
-    known = {**traced.producers, **{name: place for place, name in enumerate(traced.names)}}
-    for node in kernels:
-        place, converts = _owner(node, traced, known)
-        if times and node.name in warm:
-            times[max(place, 0)][int(converts)] += max(0.0, warm[node.name] - PROFILER_MS)
-            times[max(place, 0)][2] += cold[node.name] - warm[node.name]
-    return traced, [OperationTime(kernel, conversion, max(0.0, more)) for kernel, conversion, more in times]
-
-
-def _profiled(
-    model: bytes, inputs: Arrays, threads: int, inferences: int, parts: int
-) -> tuple[Sequence[NodeProto], dict[str, float], dict[str, float]]:
-    """Nodes of the optimized graph, and the milliseconds of each: in a row, and after the caches were emptied."""
-    import numpy as np
-    import onnx
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder:
+        profiles = [_Profile(model, inputs, threads, Path(folder) / str(i)) for i, model in enumerate((dense, *models))]
+        rng = np.random.default_rng(derive_seed(seed, "profile"))
+        for profile in profiles:
+            profile.warm_up(block_s)
+        for _ in range(rounds):
+            for i in rng.permutation(len(profiles)):
+                profiles[i].block()
+        base = np.array(profiles[0].blocks)
+        found = []
+        for model, profile in zip(models, profiles[1:], strict=True):
+            traced = trace_artifact(model, inputs)
+            found.append((traced, _by_operation(traced, *profile.times(baseline_ms / base))))
+        profiles[0].close()
+    return found
+
+
+class _Profile:
+    """A session that profiles itself, block after block."""
+
+    def __init__(self, model: bytes, inputs: Arrays, threads: int, folder: Path) -> None:
+        import onnxruntime
+
+        folder.mkdir()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         options.log_severity_level = 3
-        optimized = str(Path(folder) / "optimized.onnx")
-        options.optimized_model_filepath = optimized
-        other = np.zeros(cache_bytes() // 4, dtype=np.float32)
+        self._optimized = str(folder / "optimized.onnx")
+        options.optimized_model_filepath = self._optimized
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            feed = inputs if isinstance(inputs, dict) else {session.get_inputs()[0].name: inputs}
-            for _ in range(inferences * parts + _WARM_UP):
-                session.run(None, feed)
-            for _ in range(_COLD):
-                np.add(other, 1.0, out=other)
-                session.run(None, feed)
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._feed = inputs if isinstance(inputs, dict) else {self._session.get_inputs()[0].name: inputs}
+            self._run()
         except Exception as error:
             raise MeasurementError(f"expected a model that the runtime can profile: {error}") from error
-        events = json.loads(Path(session.end_profiling()).read_text())
-        nodes = list(onnx.load(optimized).graph.node)
-    durations: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            durations[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1000.0)
-    runs = _WARM_UP + inferences * parts
-    # A profile has a largest size: of a network with very many nodes it holds no more than the first inferences.
-    if any(len(values) != runs + _COLD for values in durations.values()):
-        raise MeasurementError(f"expected a profile of {runs + _COLD} inferences, got one that ends before")
-    # The quietest stretch is that of the whole network: the least of every kernel would be of no inference.
-    totals = [sum(values[at] for values in durations.values()) for at in range(runs)]
-    stretches = [range(_WARM_UP + part * inferences, _WARM_UP + (part + 1) * inferences) for part in range(parts)]
-    best = min(stretches, key=lambda stretch: median(totals[at] for at in stretch))
-    # Times are whole microseconds: the mean of the middle half resolves what a median cannot.
-    warm = {name: _middle([values[at] for at in best]) for name, values in durations.items()}
-    return nodes, warm, {name: _middle(values[runs:]) for name, values in durations.items()}
+        self._before = 1  # inferences that do not count
+        self._size = 3
+        self.blocks: list[float] = []  # milliseconds of an inference, the block's median
+
+    def _run(self) -> float:
+        start = time.perf_counter_ns()
+        self._session.run(None, self._feed)
+        return (time.perf_counter_ns() - start) * 1e-6
+
+    def warm_up(self, block_s: float) -> None:
+        """Find out how many inferences fill a block."""
+        times = [self._run() for _ in range(_WARM_UP)]
+        self._before += _WARM_UP
+        self._size = max(3, ceil(1e3 * block_s / median(times)))
+
+    def block(self) -> None:
+        """One block of inferences."""
+        self.blocks.append(median(self._run() for _ in range(self._size)))
+
+    def close(self) -> str:
+        """End the profile; the path of its file."""
+        return str(self._session.end_profiling())
+
+    def times(self, factors: np.ndarray) -> tuple[Sequence[NodeProto], dict[str, float], dict[str, float]]:
+        """Nodes of the optimized graph, and what each takes in the first inference of a block, and in later ones.
+
+        Args:
+            factors: shape (rounds,), of the clock's milliseconds in every round.
+        """
+        import onnx
+
+        events = json.loads(Path(self.close()).read_text())
+        nodes = list(onnx.load(self._optimized).graph.node)
+        durations: dict[str, list[float]] = defaultdict(list)
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                durations[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1000.0)
+        runs = self._before + len(factors) * self._size
+        # A profile has a largest size: of a network with very many nodes it holds the first inferences only.
+        if any(len(values) != runs for values in durations.values()):
+            raise MeasurementError(f"expected a profile of {runs} inferences, got one that ends before")
+        warm, cold = {}, {}
+        for name, values in durations.items():
+            table = np.array(values[self._before :]).reshape(len(factors), self._size) * factors[:, None]
+            # Times are whole microseconds: a mean resolves what a median cannot.
+            warm[name] = _middle([_middle(row) for row in table[:, 1:]])
+            cold[name] = _middle(table[:, 0])
+        return nodes, cold, warm
 
 
-def cache_bytes() -> int:
-    """Twice the processor's largest cache, at least 64 MiB: what has to be written until nothing else is in it."""
-    found = 0
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        factor = {"K": 2**10, "M": 2**20}.get(text[-1:], 0)
-        found = max(found, factor * int(text[:-1])) if factor and text[:-1].isdigit() else found
-    return max(2 * found, 2**26)
+def _by_operation(
+    traced: Traced, nodes: Sequence[NodeProto], cold: Mapping[str, float], warm: Mapping[str, float]
+) -> list[OperationTime]:
+    times = [[0.0, 0.0, 0.0] for _ in traced.outline]
+    known = {**traced.producers, **{name: place for place, name in enumerate(traced.names)}}
+    for node in nodes:
+        place, converts = _owner(node, traced, known)
+        if times and node.name in warm:
+            times[max(place, 0)][int(converts)] += max(0.0, warm[node.name] - PROFILER_MS)
+            times[max(place, 0)][2] += cold[node.name] - warm[node.name]
+    return [OperationTime(kernel, conversion, max(0.0, more)) for kernel, conversion, more in times]
 
 
-def _middle(values: Sequence[float]) -> float:
+def _middle(values: Sequence[float] | np.ndarray) -> float:
     """Mean of the middle half."""
     ordered = sorted(values)
     quarter = len(ordered) // 4
     kept = ordered[quarter : len(ordered) - quarter]
-    return sum(kept) / len(kept)
+    return float(sum(kept) / len(kept))
 
 
 def _owner(node: NodeProto, traced: Traced, known: dict[str, int]) -> tuple[int, bool]:

@@ -1,9 +1,10 @@
 """A model of the latency of a target, learnt from measurements of this target alone.
 
-latency = Σ_k a_k T_k + d f C + b n + c. T_k: the time that the table has for the operations of kind k (float layers,
-integer layers, operations without weights, conversions); C: what cold caches add; n: operations that take time at all.
-Coefficients are fitted on whole networks measured beside the dense one, and at least 0 except b: what the profiler
-itself takes is known roughly only. Where no table can be made, or where it is poor, the same networks teach a
+latency = Σ_k a_k T_k + d f C + e B² + b n + c. T_k: the time that the table has for the operations of kind k (float
+layers, integer layers, layers with integer weights alone, operations without weights, conversions); C: what cold caches
+add; B: megabytes of weights, of which a cache holds fewer the more there are; n: operations that take time at all.
+Coefficients are fitted on whole networks measured beside the dense one, and at least 0 except b and c: what the
+profiler itself takes is known roughly only. Where no table can be made, or where it is poor, the same networks teach a
 regression on the work that each kind of operation has to do.
 
 f is the share of C that a reading has. Networks take turns, and every block of inferences begins with caches that the
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -40,10 +42,13 @@ if TYPE_CHECKING:
 
 ModelKind = Literal["table", "regression"]
 #: Kinds of operation with a coefficient each.
-_KINDS = ("float layers", "integer layers", "other operations", "conversions")
-_TABLE = (*_KINDS, "cold caches", "operations", "fewer operations", "constant")
-#: What the coefficients are drawn to: every time as it is, nothing for an operation, no constant.
-_EXPECTED = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+_KINDS = ("float layers", "integer layers", "layers with integer weights", "other operations", "conversions")
+_TABLE = (
+    *_KINDS,
+    *("cold caches", "square of weights", "operations", "fewer operations", "constant", "negative constant"),
+)
+#: What the coefficients are drawn to: every time as it is, nothing else.
+_EXPECTED = np.array([1.0] * (len(_KINDS) + 1) + [0.0] * 5)
 #: Weight of that against one network.
 _PRIOR = 0.15
 #: Relative error beyond which a network pulls no harder at the fit: a reading may be disturbed.
@@ -222,18 +227,18 @@ def refusal(accuracy: ModelAccuracy, *, error: float, tau_gap: float) -> str:
 
 
 def _table_features(table: Table, places: Sequence[Site], block_ms: float) -> np.ndarray:
-    """Milliseconds by kind, those of cold caches, the number of operations that take any, its negative, and 1."""
-    found = np.zeros(len(_TABLE))
-    cold = 0.0
+    """The values of `_TABLE` for a network: milliseconds, megabytes², numbers."""
+    kinds, cold, megabytes, count = np.zeros(len(_KINDS)), 0.0, 0.0, 0
     for site in places:
-        time = table.time(site)
-        found[_column(site)] += time.kernel
-        found[3] += time.conversion
-        found[5] += (time.kernel > 0.0) + (time.conversion > 0.0)
+        time, column = table.time(site), _column(site)
+        kinds[column] += time.kernel
+        kinds[-1] += time.conversion
         cold += time.cold
-    found[4] = cold * coldness(float(found[:4].sum()), block_ms)
-    found[6], found[7] = -found[5], 1.0
-    return found
+        count += (time.kernel > 0.0) + (time.conversion > 0.0)
+        if column < 3 and not site.operation.startswith("Gather"):  # of a table only some rows are read
+            megabytes += prod(site.sizes[0]) * (4e-6 if column == 0 else 1e-6)
+    cold *= coldness(float(kinds.sum()), block_ms)
+    return np.array([*kinds, cold, megabytes**2, count, -count, 1.0, -1.0])
 
 
 def coldness(latency_ms: float, block_ms: float) -> float:
@@ -250,7 +255,9 @@ def coldness(latency_ms: float, block_ms: float) -> float:
 
 def _column(site: Site) -> int:
     op, mode = site.operation.partition(" ")[0], site.operation.rpartition(" ")[2]
-    return 2 if op not in LAYERS else 0 if mode == "float" else 1
+    if op not in LAYERS:
+        return 3
+    return 0 if mode == "float" else 2 if mode.startswith("weights") else 1
 
 
 def _kind_of(site: Site) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import prod
 
 from autocompress.compress.skeleton import Skeleton
 from autocompress.errors import MeasurementError
@@ -26,14 +25,12 @@ class Networks(Record):
     """How many networks a latency model is learnt from.
 
     Attributes:
-        profiled: of which every operation is timed.
-        calibrating: of these, measured whole beside the dense network.
+        learning: of which every operation is timed, and which are measured whole beside the dense network, twice.
         unseen: measured twice, to judge the model on.
         pool: plans that these are chosen from.
     """
 
-    profiled: int = 60
-    calibrating: int = 40
+    learning: int = 50
     unseen: int = 20
     pool: int = 400
 
@@ -55,6 +52,7 @@ class Learnt:
 
 def learn(
     skeleton: Skeleton,
+    dense: bytes,
     pool: Sequence[tuple[Plan, tuple[Operation, ...]]],
     inputs: Arrays,
     read: Read,
@@ -71,6 +69,7 @@ def learn(
 
     Args:
         skeleton: makes networks.
+        dense: the dense file.
         pool: plans to choose from, in random order, with their operations.
         inputs: the batch that is timed.
         read: measures networks beside the dense one.
@@ -85,7 +84,6 @@ def learn(
     Raises:
         MeasurementError: there are too few networks, or one cannot be measured.
     """
-    wanted = networks.unseen + networks.profiled
     if len(pool) < networks.unseen + 12:
         raise MeasurementError(
             f"latency model: expected a space of at least {networks.unseen + 12} networks that differ in their "
@@ -93,62 +91,50 @@ def learn(
         )
     # The pool is in random order: the first are like any candidate.
     unseen, rest = list(pool[: networks.unseen]), list(pool[networks.unseen :])
-    chosen = [rest[i] for i in telling([outline for _, outline in rest], min(networks.profiled, len(rest)))]
-    by_work = sorted(range(len(chosen)), key=lambda i: _work(chosen[i][1]))
-    count = min(networks.calibrating, len(chosen))
-    calibrating = {by_work[round(i * (len(chosen) - 1) / max(1, count - 1))] for i in range(count)}
-    profiled: list[tuple[tuple[Operation, ...], Sequence[OperationTime]]] = []
-    waiting: list[tuple[tuple[Operation, ...], bytes]] = []
-    measured: list[tuple[tuple[Operation, ...], float]] = []
+    chosen = [rest[i] for i in telling([outline for _, outline in rest], min(networks.learning, len(rest)))]
+    profiled: list[tuple[Sequence[Operation], Sequence[OperationTime]]] = []
     notes: list[str] = []
 
-    def flush() -> None:
-        ratios = read([model for _, model in waiting])
-        measured.extend((outline, ratio * baseline_ms) for (outline, _), ratio in zip(waiting, ratios, strict=True))
-        waiting.clear()
+    def timed(models: Sequence[bytes], seed: int) -> None:
+        with alone():
+            found = operation_times(
+                models,
+                dense,
+                inputs,
+                threads=threads,
+                baseline_ms=baseline_ms,
+                block_s=1e-3 * block_ms,
+                seed=seed,
+            )
+        profiled.extend((traced.outline, times) for traced, times in found)
 
-    for i, (plan, outline) in enumerate(chosen):
-        on_step(f"network {i + 1} of {wanted}")
-        if not profiles and i not in calibrating:
-            continue
-        model = skeleton.model(plan)
-        if profiles:
-            try:
-                with alone():
-                    traced, times = operation_times(model, inputs, threads=threads)
-                profiled.append((traced.outline, times))
-            except MeasurementError as error:
-                profiles = False
-                notes.append(f"no table: {error}")
-        if i in calibrating:
-            waiting.append((outline, model))
-            if len(waiting) == _AT_A_TIME:
-                flush()
-    if waiting:
-        flush()
-    first: list[float] = []
-    second: list[float] = []
-    for start in range(0, len(unseen), _AT_A_TIME):
-        on_step(f"network {len(chosen) + start + 1} of {wanted}, unseen ones, each twice")
-        models = [skeleton.model(plan) for plan, _ in unseen[start : start + _AT_A_TIME]]
-        first += [ratio * baseline_ms for ratio in read(models)]
-        second += [ratio * baseline_ms for ratio in read(models)]
-    candidates = [fit_regression(measured, baseline_ms)]
-    if profiles and profiled:
-        candidates.append(fit_table(profiled, measured, baseline_ms, block_ms))
+    def measured(plans: Sequence[tuple[Plan, object]], what: str, *, profile: bool = False) -> list[float]:
+        """Milliseconds of each."""
+        latencies: list[float] = []
+        for start in range(0, len(plans), _AT_A_TIME):
+            on_step(f"{what}, {start + 1} of {len(plans)}")
+            models = [skeleton.model(plan) for plan, _ in plans[start : start + _AT_A_TIME]]
+            if profile and not notes:
+                try:
+                    timed(models, start)
+                except MeasurementError as error:
+                    notes.append(f"no table: {error}")
+            latencies += [ratio * baseline_ms for ratio in read(models)]
+        return latencies
+
+    # Everything once, then everything again: a machine is not the same after minutes, and what a model is held against
+    # should not rest on one moment.
+    earlier = measured(chosen, "networks to learn from", profile=profiles)
+    first = measured(unseen, "unseen networks")
+    later = measured(chosen, "networks to learn from, again")
+    second = measured(unseen, "unseen networks, again")
+    whole = [(outline, (one * other) ** 0.5) for (_, outline), one, other in zip(chosen, earlier, later, strict=True)]
+    candidates = [fit_regression(whole, baseline_ms)]
+    if profiles and not notes:
+        candidates.append(fit_table(profiled, whole, baseline_ms, block_ms))
     judged_ones = [judged(model, [outline for _, outline in unseen], first, second) for model in candidates]
     best = min(judged_ones, key=lambda model: model.accuracy.median_error if model.accuracy else 1.0)
-    if profiles and best.kind == "regression":
+    if best.kind == "regression" and len(judged_ones) > 1:
         table = judged_ones[1].accuracy
         notes.append(f"the table's median error is {table.median_error:.1%}" if table else "")
     return Learnt(best, tuple(notes), tuple(plan for plan, _ in unseen))
-
-
-def _work(outline: Sequence[Operation]) -> float:
-    """Elements written and multiply-adds, roughly: an order of size."""
-    total = 0.0
-    for operation in outline:
-        positions = operation.output[2:] if len(operation.output) == 4 else ()
-        size = prod((*operation.weights, *positions))
-        total += size / (4.0 if operation.mode != "float" else 1.0)
-    return total

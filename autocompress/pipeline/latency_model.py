@@ -246,6 +246,7 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
 
     learnt = learn(
         skeleton,
+        dense,
         pool,
         bench.inputs,
         read,
@@ -261,7 +262,7 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
     return Kept(
         model=learnt.model,
         outlines=outlines,
-        networks=min(len(pool), networks.profiled + networks.unseen),
+        networks=min(len(pool), networks.learning + networks.unseen),
         seconds=time.monotonic() - began,
         notes=learnt.notes,
     )
