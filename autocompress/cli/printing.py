@@ -273,6 +273,8 @@ def print_profile(found: Profile) -> None:
         nodes.add_row(escape(node.layer or node.node), escape(node.operation), f"{node.milliseconds:.4f}", percentage)
     out.print(nodes)
     out.print(f"\nspace     {escape(found.space)}", soft_wrap=True)
+    for remark in found.remarks():
+        out.print(f"note      {escape(remark)}", soft_wrap=True)
     for left in structure.left_dense:
         out.print(f"dense     {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
 

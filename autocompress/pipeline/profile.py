@@ -41,6 +41,11 @@ class Profile(Record):
     latency_model: LatencyModelSummary | None = None
     ineffective: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences for a reader: what the latency model is worth, and what has no effect on an objective."""
+        model = () if self.latency_model is None else (self.latency_model.words(),)
+        return (*model, *ineffective_words(self.ineffective))
+
 
 def profile(bench: Workbench) -> Profile:
     """Profile the dense model, or read the profile that an earlier run made."""

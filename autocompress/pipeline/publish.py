@@ -9,9 +9,10 @@ from pathlib import Path
 from autocompress.front.selection import aliases
 from autocompress.pipeline.final_front import as_point
 from autocompress.pipeline.finalists import Finals
-from autocompress.pipeline.folder import write_record
+from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.identity import versions
 from autocompress.pipeline.prepare import Workbench
+from autocompress.pipeline.profile import Profile
 from autocompress.pipeline.progress import reporter
 from autocompress.records import Lineage, Record, TimeProfile, TrialRecord, Version, digest
 from autocompress.registry.card import EvidenceCard, Origin, Split, TargetReference, TaskReference
@@ -100,13 +101,18 @@ def write_report(
         bounds=bench.study.bounds,
         failed_finalists=finals.failed,
         times=times,
-        how=_how(bench),
+        how=(*_how(bench), *_remarks(bench)),
         lineage=_lineage(bench, finals),
         seconds=seconds,
         created=datetime.now(UTC),
     )
     write_page(bench.folder.page, data)
     return bench.folder.page
+
+
+def _remarks(bench: Workbench) -> tuple[str, ...]:
+    found = read_record(bench.folder.profile, Profile)
+    return found.remarks() if found is not None else ()
 
 
 def _how(bench: Workbench) -> tuple[str, ...]:
