@@ -130,7 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.npz")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the two safetensors files")
-    parser.add_argument("--epochs", type=float, nargs=2, default=(4.0, 1.5), help="of recovery: ResNet-20, ResNet-56")
+    parser.add_argument("--epochs", type=float, nargs=2, default=(8.0, 3.0), help="of recovery: ResNet-20, ResNet-56")
+    parser.add_argument("--depths", type=int, nargs="+", choices=(20, 56), default=(20, 56), help="the networks to run")
     parser.add_argument("--choose-epochs", type=float, default=0.3, help="of recovery while the criterion is chosen")
     parser.add_argument("--learning-rate", type=float, default=0.05, help="peak of the recovery")
     parser.add_argument("--threads", type=int, default=1)
@@ -140,6 +141,8 @@ def main() -> None:
     kept = Kept(HERE / "results.json", closed=options.report)
     sections = []
     for goal, epochs in zip(GOALS, options.epochs, strict=True):
+        if goal.depth not in options.depths:
+            continue
         sections += section(options, kept, goal, epochs)
         head = [
             "# ResNet-20 and ResNet-56 on CIFAR-10, multiply-adds",
