@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -202,6 +202,15 @@ def _of_zone(zone: Path) -> Counter:
     )
 
 
+def _of_card(nvml: Any, index: int) -> Counter:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    nvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # now: cards before Volta have no counter
+    return Counter(
+        name=f"gpu {index} {nvml.nvmlDeviceGetName(handle)}",
+        read=lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)),
+    )
+
+
 def _of_cards() -> list[Counter]:
     try:
         import pynvml
@@ -212,14 +221,7 @@ def _of_cards() -> list[Counter]:
         ) from error
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            Counter(
-                name=f"gpu {index} {pynvml.nvmlDeviceGetName(handle)}",
-                read=lambda handle=handle: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)),
-            )
-            for index, handle in enumerate(handles)
-        ]
+        return [_of_card(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise MeasurementError(
             f"energy_mj: expected NVIDIA's cards to count their energy, NVML says: {error}; cards before Volta do "

@@ -107,7 +107,7 @@ class Table:
                 known, family = 0, self._families.get(_kind(site, ""))
             found = SiteTime(0.0, 0.0, 0.0, 0)
             if family is not None:
-                found = SiteTime(*(trend.at(site) for trend in family.trends), known)
+                found = family.time(site, known)
             self._exact[site] = found
         return found
 
@@ -123,6 +123,11 @@ def _kind(site: Site, context: str) -> _Kind:
 @dataclass(frozen=True)
 class _Family:
     rows: tuple[Row, ...]
+
+    def time(self, site: Site, known: int) -> SiteTime:
+        """What the trends say."""
+        kernel, conversion, cold = self.trends
+        return SiteTime(kernel.at(site), conversion.at(site), cold.at(site), known)
 
     @cached_property
     def trends(self) -> tuple[Trend, Trend, Trend]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def ineffective(
     for objective in (name for name in objectives if name in known):
         view, names = known[objective], []
         for kind, seen in values.items():
-            if not _matters(space, samples, view, lambda params, kind=kind: _Turned(rng, params, kind)):
+            if not _matters(space, samples, view, partial(_Turned, rng, kind=kind)):
                 names.append(kind)
                 continue
             words = [value for value in seen if not isinstance(value, float)]
@@ -117,11 +118,7 @@ def _equal(
     # Dense first: what is as good as nothing is said to be so.
     for word in sorted(words, key=lambda w: (w not in ("none", "keep"), -w if isinstance(w, int) else 0, str(w))):
         for other in distinct:
-
-            def turn(params: Params, swap: tuple[ParamValue, ParamValue] = (word, other)) -> _Turned:
-                return _Turned(rng, params, kind, swap)
-
-            if not _matters(space, samples, view, turn):
+            if not _matters(space, samples, view, partial(_Turned, rng, kind=kind, swap=(word, other))):
                 names.append(f"{kind}={word} (as {other})")
                 break
         else:
