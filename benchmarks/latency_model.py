@@ -125,8 +125,6 @@ def judge(name: str, network: nn.Module, example: Inputs, seed: int) -> dict[str
     begun = time.perf_counter()
     predicted = [final.predict(outlines.of(plan)).value for plan, _ in chosen]
     each = (time.perf_counter() - begun) / len(chosen)
-    (HERE / "models").mkdir(parents=True, exist_ok=True)
-    (HERE / "models" / f"{name}.json").write_text(learnt.model.model_dump_json())
     return {
         "kind": learnt.model.kind,
         "notes": learnt.notes,
@@ -176,6 +174,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         )
     host = next(iter(results.values()))["host"]
     lines += ["", f"Host: {host['cpu']}; {host['runtime']}, one thread. Picture: `results.png`.", ""]
+    lines += ["The terms of the model were chosen on networks of seed 0; these are of another (`--seed`).", ""]
     return "\n".join(lines)
 
 
@@ -204,7 +203,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="safetensors file of the ResNet; drawn at random without")
     parser.add_argument("--only", choices=sorted(SPACES), action="append", help="one of the networks")
-    parser.add_argument("--seed", type=int, default=0)
+    # The model's terms were chosen on what seed 0 drew.
+    parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
