@@ -15,7 +15,7 @@ from rich.text import Text
 
 from autocompress.records import FIXED, Artifact, Baseline, Estimate
 from autocompress.report.data import champion_first
-from autocompress.report.words import duration, milliseconds, number, number_interval, percent, size, times
+from autocompress.report.words import duration, milliseconds, number, number_interval, percent, size
 
 if TYPE_CHECKING:
     from autocompress.pipeline.doctor import Examination
@@ -35,7 +35,7 @@ def console() -> Console:
 def front_table(view: FrontView, *, hashes: bool = False) -> Table:
     """The members of a front, fastest first, the champion in bold, the dense model below. Fits 80 columns.
 
-    Behind ± is the wider side of the 95% interval, in points of accuracy, or in hundredths of the dense latency.
+    Behind ± is the wider side of the 95% interval, in points of accuracy, or of the dense latency.
 
     Args:
         view: the front.
@@ -44,7 +44,7 @@ def front_table(view: FrontView, *, hashes: bool = False) -> Table:
     final = view.stage == "final"
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("model", no_wrap=True)
-    for name in ("accuracy", *(["test"] if final else []), "latency", "to dense", "size"):
+    for name in ("accuracy", *(["test"] if final else []), "latency", "of dense", "size"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("version, plan" if final else "plan", ratio=1)
     for row in view.rows:
@@ -72,7 +72,7 @@ def _cells(row: FrontRow, final: bool, hashes: bool) -> list[Text]:
         _share(row.values["accuracy"]),
         *([_share(row.test) if row.test else ""] if final else []),
         milliseconds(row.values["latency_ms"].value),
-        f"{times(row.ratio.value)} ±{100 * _side(row.ratio):.1f}",
+        f"{100 * row.ratio.value:.1f}% ±{100 * _side(row.ratio):.1f}",
         size(row.values["size_bytes"].value),
         "\n".join(lines),
     )
@@ -98,7 +98,7 @@ def _dense_cells(dense: Baseline, final: bool, hashes: bool) -> list[Text]:
         _share(accuracy),
         *([_share(test) if test else ""] if final else []),
         milliseconds(dense.latency_ms),
-        times(1.0),
+        "100%",
         size(dense.artifact.size_bytes),
         "the model as it came" + (f"\nsha256 {dense.artifact.sha256}" if hashes else ""),
     )

@@ -54,6 +54,7 @@ tbody th code, table.front tbody th, table.front td:last-child { white-space: no
 td.words { min-width: 210px; }
 tr.dense th { color: var(--dense); }
 code { font: 12.5px var(--mono); overflow-wrap: anywhere; }
+.chips { max-width: 190px; white-space: normal; }
 .chip { display: inline-block; border: 1px solid var(--accent); color: var(--accent); border-radius: 99px;
   font-size: 11.5px; line-height: 1.5;
   padding: 0 8px; margin: 2px 4px 0 0; white-space: nowrap; font-weight: 500; }

@@ -33,7 +33,7 @@ def _front_row(row: FrontRow) -> Html:
     chips = (tag("span", a, class_="chip champion" if a == "champion" else "chip") for a in champion_first(row.aliases))
     return tag(
         "tr",
-        tag("th", row.name, tag("div", *chips) if row.aliases else None, tied, scope="row"),
+        tag("th", row.name, tag("div", *chips, class_="chips") if row.aliases else None, tied, scope="row"),
         tag("td", percent(row.accuracy.value), _sub(percent_interval(row.accuracy)), class_="num"),
         tag(
             "td",

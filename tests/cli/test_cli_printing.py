@@ -59,7 +59,7 @@ def test_values_have_units_and_the_wider_side_of_their_interval() -> None:
         "92.00% ±1.0",
         "91.50% ±0.5",
         "0.412 ms",
-        "0.31× ±1.0",
+        "31.0% ±1.0",
         "1.08 MB",
         "cifar10 v7 champion fastest",
     ):
