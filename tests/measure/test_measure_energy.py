@@ -158,9 +158,7 @@ def test_a_framework_without_packages_is_refused(tmp_path: Path) -> None:
 def test_counters_that_are_not_whole_are_refused_with_their_cause(tmp_path: Path) -> None:
     root, package, _ = rapl_of(tmp_path, range_uj=10**12)
     package.unlink()
-    with pytest.raises(
-        MeasurementError, match="that this user may read, got FileNotFoundError"
-    ):
+    with pytest.raises(MeasurementError, match="that this user may read, got FileNotFoundError"):
         counters(gpus=False, rapl=root)
 
 
