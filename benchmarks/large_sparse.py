@@ -23,7 +23,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from common import Kept, one_thread, score, spread, table
+from common import Kept, log_ticks, one_thread, score, spread, table
 from torch import nn
 
 from autocompress.compress.allocate import allocate_masks
@@ -253,6 +253,7 @@ def picture(kept: Kept, families: tuple[Kind, ...], seeds: int) -> None:
             line = axes.plot(x, [np.mean(values) for values in y], marker="o", label=label)[0]
             axes.fill_between(x, [min(v) for v in y], [max(v) for v in y], color=line.get_color(), alpha=0.15)
         axes.set_xscale("log")
+        log_ticks(axes.xaxis)
         axes.set_xlabel("non-zero weights")
         axes.set_ylabel(kind.unit)
         axes.set_title(kind.name, loc="left", fontsize=11)

@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from common import log_ticks
 from safetensors.torch import load_file
 from torch import nn
 
@@ -192,6 +193,7 @@ def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
         axis.scatter(measured, np.array(r["second"]), s=14, facecolors="none", edgecolors="#8a97a5", label="again")
         axis.scatter(measured, predicted, s=14, color="#1f5f99", label="predicted")
         axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+        log_ticks(axis.xaxis, axis.yaxis)
         axis.set(xlabel="measured, ms", ylabel="predicted, ms", title=name)
         axis.legend(frameon=False, loc="upper left")
     figure.tight_layout()

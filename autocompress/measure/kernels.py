@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.errors import MeasurementError
+from autocompress.measure.onnxruntime_session import cpu_options
+from autocompress.measure.ratios import middle_mean
 from autocompress.records.outline import Operation
 from autocompress.rng import derive_seed
 
@@ -268,13 +270,9 @@ class _Profile:
         import onnxruntime
 
         folder.mkdir()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = cpu_options(onnxruntime, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
-        options.log_severity_level = 3
         self._optimized = str(folder / "optimized.onnx")
         options.optimized_model_filepath = self._optimized
         try:
@@ -328,8 +326,8 @@ class _Profile:
         for name, values in durations.items():
             table = np.array(values[self._before :]).reshape(len(factors), self._size) * factors[:, None]
             # Times are whole microseconds: a mean resolves what a median cannot.
-            warm[name] = _middle([_middle(row) for row in table[:, 1:]])
-            cold[name] = _middle(table[:, 0])
+            warm[name] = middle_mean([middle_mean(row) for row in table[:, 1:]])
+            cold[name] = middle_mean(table[:, 0])
         return nodes, cold, warm
 
 
@@ -344,14 +342,6 @@ def _by_operation(
             times[max(place, 0)][int(converts)] += max(0.0, warm[node.name] - PROFILER_MS)
             times[max(place, 0)][2] += cold[node.name] - warm[node.name]
     return [OperationTime(kernel, conversion, max(0.0, more)) for kernel, conversion, more in times]
-
-
-def _middle(values: Sequence[float] | np.ndarray) -> float:
-    """Mean of the middle half."""
-    ordered = sorted(values)
-    quarter = len(ordered) // 4
-    kept = ordered[quarter : len(ordered) - quarter]
-    return float(sum(kept) / len(kept))
 
 
 def _owner(node: NodeProto, traced: Traced, known: dict[str, int]) -> tuple[int, bool]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from autocompress.measure.graph import ShowsGraph
+from autocompress.measure.ratios import middle_mean
 from autocompress.measure.target import Target
 from autocompress.records import NodeLatency
 
@@ -94,7 +95,7 @@ def node_latencies(
                 node=node,
                 layers=found.get(node, ((), node))[0],
                 operation=found.get(node, ((), node))[1],
-                milliseconds=_middle(values[_WARM_UP:] or values),
+                milliseconds=middle_mean(values[_WARM_UP:] or values),
             )
             for node, values in profiler.times().items()
         ]
@@ -115,10 +116,3 @@ def _nodes_of(target: ShowsGraph, model: bytes, owners: Owners) -> dict[str, tup
         node.name: (layers.get(node.unpacks_for, ()) if node.unpacks_for else layers[node.name], node.operation)
         for node in nodes
     }
-
-
-def _middle(values: Sequence[float]) -> float:
-    """Mean of the middle half: profilers count whole microseconds, which a median could not tell apart."""
-    ordered = np.sort(values)
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())

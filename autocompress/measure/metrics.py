@@ -5,14 +5,13 @@ Settings only: `autocompress.measure.scoring` computes them. Nothing heavy is im
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from autocompress.records import Metric, name_problem
 from autocompress.space.explain import nearest
-from autocompress.space.reference import anchored, function_reference
+from autocompress.space.reference import FunctionName
 
 Margin = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)] | None
 OutputKind = Literal["logits", "probabilities"]
@@ -134,7 +133,7 @@ class FunctionMetric(_Settings):
 
     kind: Literal["function"]
     name: str
-    function: str
+    function: FunctionName
     maximize: Annotated[bool, Field(strict=True)]
     best: FiniteFloat | None = None
     margin: Margin = None
@@ -143,19 +142,6 @@ class FunctionMetric(_Settings):
     @classmethod
     def _free(cls, value: str) -> str:
         return _checked(value)
-
-    @field_validator("function", mode="before")
-    @classmethod
-    def _from_function(cls, value: Any) -> Any:
-        return function_reference(value) if callable(value) else value
-
-    @field_validator("function")
-    @classmethod
-    def _has_both_parts(cls, value: str) -> str:
-        module, _, name = value.partition(":")
-        if not module or not name.isidentifier():
-            raise ValueError(f"expected 'package.module:function' or 'file.py:function', got {value!r}")
-        return anchored(value, Path.cwd())
 
     def metric(self, outputs: OutputKind = "logits") -> Metric:
         """Name, direction and how to measure it; what the outputs are is the function's own affair."""

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,3 +103,18 @@ def interval(value: float, samples: np.ndarray) -> Estimate:
     """
     low, high = (float(x) for x in np.percentile(samples, (2.5, 97.5)))
     return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def middle_mean(values: Sequence[float] | np.ndarray) -> float:
+    """Mean of the middle half: robust, and finer than a median where a clock counts whole microseconds.
+
+    Args:
+        values: at least one.
+
+    Examples:
+        >>> middle_mean([1.0, 2.0, 4.0, 100.0])
+        3.0
+    """
+    ordered = np.sort(values)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())

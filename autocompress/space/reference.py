@@ -7,9 +7,9 @@ import math
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, JsonValue, field_validator
 
 from autocompress.space.explain import nearest
 
@@ -83,6 +83,21 @@ def reference_problem(reference: str) -> str | None:
     return None if source is None else _name_problem(source, name)
 
 
+def _named(value: Any) -> Any:
+    return function_reference(value) if callable(value) else value
+
+
+def _placed(value: str) -> str:
+    module, _, name = value.partition(":")
+    if not module or not name.isidentifier():
+        raise ValueError(f"expected 'package.module:function' or 'file.py:function', got {value!r}")
+    return anchored(value, Path.cwd())
+
+
+#: A setting that names a function; from Python the function itself may be given. A relative file becomes absolute.
+FunctionName = Annotated[str, BeforeValidator(_named), AfterValidator(_placed)]
+
+
 class TaskConfig(BaseModel):
     """The function that brings the model and the data.
 
@@ -93,21 +108,8 @@ class TaskConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factory: str
+    factory: FunctionName
     arguments: dict[str, JsonValue] = {}
-
-    @field_validator("factory", mode="before")
-    @classmethod
-    def _from_function(cls, value: Any) -> Any:
-        return function_reference(value) if callable(value) else value
-
-    @field_validator("factory")
-    @classmethod
-    def _has_both_parts(cls, value: str) -> str:
-        module, _, name = value.partition(":")
-        if not module or not name.isidentifier():
-            raise ValueError(f"expected 'package.module:function' or 'file.py:function', got {value!r}")
-        return anchored(value, Path.cwd())
 
     @field_validator("arguments")
     @classmethod
