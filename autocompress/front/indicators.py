@@ -9,13 +9,9 @@ from typing import NamedTuple
 import moocore
 import numpy as np
 
-from autocompress.front.dominance import checked, non_dominated
-from autocompress.records import FIXED, Baseline, Fidelity, Metric, Role, TrialRecord
-
-#: How much more error than the dense model's still counts, as a share of all examples.
-ERROR_MARGIN = 0.10
-#: How much recall the class that loses most may lose and still count.
-WORST_CLASS_MARGIN = 0.20
+from autocompress.front.dominance import non_dominated
+from autocompress.records import Baseline, Fidelity, Metric, Role, TrialRecord
+from autocompress.records.box import in_box
 
 
 class TracePoint(NamedTuple):
@@ -65,7 +61,7 @@ def hypervolume(
 
     The box is fixed by the dense model, so that values are comparable between searches on the same model, data and
     host: error = 1 - accuracy spans [0, dense error + 0.10], the worst class's drop [0, 0.20] (a gain counts as 0),
-    every cost [0, dense cost], and a metric's distance to its best value [0, dense distance + margin], see `_gap`.
+    every cost [0, dense cost], and a metric's distance to its best value [0, dense distance + margin], see `in_box`.
     Adding a point never lowers the value. A point beyond the box in any objective adds nothing; so neither does the
     dense model.
 
@@ -84,7 +80,7 @@ def hypervolume(
     References:
         Zitzler and Thiele, 1998, "Multiobjective optimization using evolutionary algorithms"; computed by moocore.
     """
-    points = _normalised(values, dense, objectives, metrics)
+    points = in_box(values, dense, objectives, metrics)
     if len(points) == 0:
         return 0.0
     return float(min(1.0, max(0.0, moocore.hypervolume(points, ref=np.ones(len(objectives))))))
@@ -123,7 +119,7 @@ def trace(
     for count, (finished, _, trial) in enumerate(ended, start=1):
         if counts(trial, objectives) and trial.measurement is not None:
             values = {name: estimate.value for name, estimate in trial.measurement.values.items()}
-            points = np.concatenate([points, _normalised([values], dense, objectives, metrics)])
+            points = np.concatenate([points, in_box([values], dense, objectives, metrics)])
             points = points[non_dominated(points)]
             volume = max(volume, float(moocore.hypervolume(points, ref=np.ones(len(objectives)))))
         result.append(TracePoint(clock.seconds(finished), min(1.0, volume), count))
@@ -137,56 +133,6 @@ def counts(trial: TrialRecord, objectives: Sequence[str]) -> bool:
     # A constraint's name begins with its objective: a noisy latency must not decide what is feasible either.
     matters = "latency_ms" in objectives or any(name.startswith("latency_ms") for name in trial.violations)
     return not (trial.measurement.latency.noisy and matters)
-
-
-def _normalised(
-    values: Sequence[Mapping[str, float]],
-    dense: Mapping[str, float],
-    objectives: Sequence[str],
-    metrics: Sequence[Metric],
-) -> np.ndarray:
-    """Points as shape (n, m), minimized, the box being [0, 1] in every column."""
-    columns = []
-    known = {metric.name: metric for metric in metrics}
-    for name in objectives:
-        for row in (dense, *values):
-            if name not in row:
-                raise ValueError(f"objective {name!r}: expected a value in every point, got {sorted(row)}")
-        column = np.array([row[name] for row in values], dtype=float)
-        if name == "accuracy":
-            columns.append((1.0 - column) / (1.0 - dense[name] + ERROR_MARGIN))
-        elif name == "worst_class_drop":
-            columns.append(np.maximum(column, 0.0) / WORST_CLASS_MARGIN)
-        elif name in known:
-            columns.append(_gap(known[name], column, dense[name]))
-        elif name not in FIXED:
-            raise ValueError(f"objective {name!r}: expected a fixed one or one of {sorted(known)}")
-        elif dense[name] > 0:
-            columns.append(column / dense[name])
-        else:
-            raise ValueError(f"dense {name}: expected a value > 0, got {dense[name]}")
-    return checked(np.stack(columns, axis=1)) if columns else checked(np.empty((len(values), 0)))
-
-
-def _gap(metric: Metric, column: np.ndarray, dense: float) -> np.ndarray:
-    """Distances to the metric's best value, as shares of the box's width.
-
-    gap(x) = max(0, best - x), or max(0, x - best) for an error; the width is gap(dense) + margin. Unless the metric has
-    its own, the margin is that of accuracy, 0.10, where 1 is the best value, as of a share; else half of the dense gap,
-    and 1 where that is 0.
-    Without a known best value it is dense + |dense|, or dense - |dense| for an error.
-
-    Args:
-        metric: knows direction and best value.
-        column: shape (n,).
-        dense: the dense model's value.
-    """
-    sign = 1.0 if metric.maximize else -1.0
-    best = metric.best if metric.best is not None else dense + sign * abs(dense)
-    gap = max(0.0, sign * (best - dense))
-    margin = metric.margin or (ERROR_MARGIN if metric.maximize and metric.best == 1.0 else 0.5 * gap or 1.0)
-    found: np.ndarray = np.maximum(0.0, sign * (best - column)) / (gap + margin)
-    return found
 
 
 def _same_fidelity(trials: Iterable[TrialRecord]) -> None:

@@ -72,6 +72,7 @@ from autocompress.records.results import (
     check_values,
     settled,
 )
+from autocompress.records.rungs import RungResult
 from autocompress.records.structure import (
     Block,
     Group,
@@ -156,6 +157,7 @@ __all__ = [
     "Reduction",
     "Response",
     "Role",
+    "RungResult",
     "RuntimeGraph",
     "RuntimeLayer",
     "RuntimeNode",

@@ -12,6 +12,7 @@ from autocompress.records.graph import RuntimeGraph
 from autocompress.records.objectives import ObjectiveName
 from autocompress.records.plan import Plan
 from autocompress.records.results import Artifact, Host, Measurement
+from autocompress.records.rungs import RungResult
 
 
 class Bound(Record):
@@ -68,7 +69,8 @@ class Baseline(Record):
     graph: RuntimeGraph | None = None
 
 
-TrialState = Literal["waiting", "running", "complete", "failed"]
+#: ``paused``: judged at a rung below the last, and not running; ``stopped``: ended there.
+TrialState = Literal["waiting", "running", "paused", "complete", "stopped", "failed"]
 ParamValue = int | float | str
 
 
@@ -77,7 +79,9 @@ class TrialRecord(Record):
 
     Attributes:
         origin: where the parameters came from, ``"seed:dense"``, ``"seed:uniform-0.5-8bit"`` or ``"sampler"``.
-        reason: why a trial failed, ``"kind: message"``; empty otherwise.
+        measurement: of a complete trial.
+        rungs: what it was worth at the rungs below the last that it has passed, in their order.
+        reason: why a trial failed or was stopped, ``"kind: message"``; empty otherwise.
         violations: constraint name -> amount by which it is violated (<= 0 is satisfied).
         attempts: how often the candidate's process was started.
     """
@@ -88,6 +92,7 @@ class TrialRecord(Record):
     params: dict[str, ParamValue] = Field(default_factory=dict)
     plan: Plan | None = None
     measurement: Measurement | None = None
+    rungs: tuple[RungResult, ...] = ()
     violations: dict[str, float] = Field(default_factory=dict)
     reason: str = ""
     attempts: int = 0

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocompress.front.indicators import ERROR_MARGIN, trace
+from autocompress.front.indicators import trace
 from autocompress.records import FIXED, MAXIMIZED
+from autocompress.records.box import ERROR_MARGIN
 from autocompress.report.classes import class_section
 from autocompress.report.controls import control_section
 from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows

@@ -140,7 +140,7 @@ def test_a_missing_objective_and_a_dense_cost_of_zero_are_refused() -> None:
         hypervolume([{"accuracy": 0.5}], DENSE, PAIR)
     with pytest.raises(ValueError, match=r"dense latency_ms: expected a value > 0, got 0\.0"):
         hypervolume([{"latency_ms": 1.0}], {"latency_ms": 0.0}, ("latency_ms",))
-    with pytest.raises(ValueError, match="expected a finite value, got nan"):
+    with pytest.raises(ValueError, match="objective .accuracy.: expected a finite value in point 0, got nan"):
         hypervolume([{"accuracy": np.nan, "latency_ms": 1.0}], DENSE, PAIR)
 
 

@@ -1,0 +1,32 @@
+"""What a candidate was worth before it was trained in full."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from autocompress.records.base import Estimate, Record
+from autocompress.records.results import Fidelity
+
+
+class RungResult(Record):
+    """What a candidate was worth at a rung below the last.
+
+    It is compared at its own rung only, and never enters a front: for that a candidate needs a `Measurement`.
+
+    Attributes:
+        kind: tells it from a measurement.
+        plan_key: the physical candidate.
+        fidelity: which rung, and how many epochs it rests on.
+        values: objective name -> estimate.
+        predicted: names among `values` that a model told, not a reading.
+        seconds: part name -> wall time, as of a `Measurement`.
+    """
+
+    kind: Literal["rung"] = "rung"
+    plan_key: str
+    fidelity: Fidelity
+    values: dict[str, Estimate]
+    predicted: tuple[str, ...] = ()
+    seconds: dict[str, float] = Field(default_factory=dict)
