@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +23,7 @@ class RungResult(Record):
         values: objective name -> estimate.
         predicted: names among `values` that a model told, not a reading.
         seconds: part name -> wall time, as of a `Measurement`.
+        judged: when the ledger was told; None before.
     """
 
     kind: Literal["rung"] = "rung"
@@ -30,3 +32,4 @@ class RungResult(Record):
     values: dict[str, Estimate]
     predicted: tuple[str, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)
+    judged: datetime | None = None
