@@ -56,6 +56,16 @@ class StudyFolder:
         return self.root / "journal.log"
 
     @property
+    def search_log(self) -> Path:
+        """What the search decided by itself, a `SearchLog`."""
+        return self.root / "search.json"
+
+    @property
+    def seconds(self) -> Path:
+        """The longest wall time of each stage over all runs, `StageSeconds`."""
+        return self.root / "seconds.json"
+
+    @property
     def finalists(self) -> Path:
         """The finalists after full recovery."""
         return self.root / "finalists.json"

@@ -73,6 +73,7 @@ from autocompress.records.results import (
     settled,
 )
 from autocompress.records.rungs import RungResult
+from autocompress.records.search_log import SearchLog
 from autocompress.records.structure import (
     Block,
     Group,
@@ -162,6 +163,7 @@ __all__ = [
     "RuntimeLayer",
     "RuntimeNode",
     "Schedule",
+    "SearchLog",
     "SequenceLevel",
     "SparseTraining",
     "Strategy",

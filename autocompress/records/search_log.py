@@ -1,0 +1,28 @@
+"""What a search decided by itself: which sampler, which rungs, and what it had to say on its way."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from autocompress.records.base import Record
+
+
+class SearchLog(Record):
+    """Kept as ``search.json`` in the study's folder, and written anew whenever one of these changes.
+
+    What became of candidates is in the ledger alone; this holds what cannot be read off it.
+
+    Attributes:
+        sampler: kind of what proposes, such as ``"surrogate"``; empty before the first proposal.
+        why: why that one, in words, such as ``"auto: 40 candidates of about 6 s each"``; empty if the study names it.
+        rungs: epochs of the rungs below the last that candidates pass, rising, as the search ended up with them.
+        messages: what else a reader should know, in the order in which it was said, each once: a first rung that was
+            lengthened, a sampler that raised and was replaced, a budget that ran out.
+        seconds: part of the search outside of its candidates -> wall time over all runs, such as ``"seeds"``.
+    """
+
+    sampler: str = ""
+    why: str = ""
+    rungs: tuple[float, ...] = ()
+    messages: tuple[str, ...] = ()
+    seconds: dict[str, float] = Field(default_factory=dict)
