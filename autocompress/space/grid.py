@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import lru_cache
 
 #: Far above any layer's number of weights in one share, far below what a float can hold.
 _DENOMINATOR = 10**9
 _MAX_STEPS = 10_000
+#: A search draws thousands of candidates, which ask for the same few values again and again.
+_KEPT = 1 << 14
 
 
+@lru_cache(maxsize=_KEPT)
 def exact(value: float) -> Fraction:
     """The simple fraction that a float stands for.
 
@@ -24,6 +28,7 @@ def exact(value: float) -> Fraction:
     return Fraction(value).limit_denominator(_DENOMINATOR)
 
 
+@lru_cache(maxsize=_KEPT)
 def grid_of(low: float, high: float, step: float) -> tuple[Fraction, ...]:
     """``low, low + step, ..., high``, exactly.
 
@@ -61,6 +66,7 @@ def allowed_widths(width: int, round_to: int) -> tuple[int, ...]:
     return (*range(round_to, width, round_to), width)
 
 
+@lru_cache(maxsize=_KEPT)
 def keep_of(width: int, share: Fraction, round_to: int) -> int:
     """The allowed channel count nearest to ``width * share``; of two equally near, the larger.
 
@@ -92,6 +98,7 @@ def keep_interval(width: int, keep: int, round_to: int) -> tuple[Fraction, Fract
     return low, high
 
 
+@lru_cache(maxsize=_KEPT)
 def zeros_of(weights: int, sparsity: Fraction) -> int:
     """How many of a layer's weights become zero: ``sparsity * weights`` to the nearest, halves up; never all.
 
