@@ -24,6 +24,7 @@ class RungResult(Record):
         predicted: names among `values` that a model told, not a reading.
         seconds: part name -> wall time, as of a `Measurement`.
         judged: when the ledger was told; None before.
+        cached: answered from an earlier evaluation of the same physical candidate, whose `seconds` these are.
     """
 
     kind: Literal["rung"] = "rung"
@@ -33,3 +34,4 @@ class RungResult(Record):
     predicted: tuple[str, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)
     judged: datetime | None = None
+    cached: bool = False
