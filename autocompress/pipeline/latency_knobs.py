@@ -10,9 +10,9 @@ import numpy as np
 
 from autocompress.errors import InfeasibleError
 from autocompress.pipeline.latency_outline import Outlines
-from autocompress.pipeline.latency_plans import Tilted
 from autocompress.records import ParamValue, Plan
 from autocompress.rng import derive_seed
+from autocompress.space.draws import Tilted
 from autocompress.space.params import Params
 from autocompress.space.space import Space
 

@@ -25,7 +25,7 @@ from autocompress.pipeline.latency_model import (
     study_latency_model,
 )
 from autocompress.pipeline.latency_outline import Outlines, learn_outlines
-from autocompress.pipeline.latency_plans import Tilted, spread_plans, telling
+from autocompress.pipeline.latency_plans import spread_plans, telling
 from autocompress.pipeline.prepare import prepare
 from autocompress.pipeline.profile import without_effect
 from autocompress.records import BlockDrop, Fidelity, LowRank, Plan
@@ -144,15 +144,6 @@ def test_bits_below_eight_are_told_to_be_as_eight(learnt):
 def test_without_outlines_nothing_is_said_of_the_latency(learnt):
     _, _, _, structure = learnt
     assert set(ineffective(space_of("joint", structure), ("latency_ms", "macs"), None, seed=0)) == {"macs"}
-
-
-def test_parameters_of_a_network_lie_around_one_level():
-    import numpy as np
-
-    draws = Tilted(np.random.default_rng(0))
-    values = [draws.suggest_float(f"sparsity/{i}", 0.0, 1.0, step=0.1) for i in range(50)]
-    assert max(values) - min(values) <= 0.75
-    assert all(abs(10 * value - round(10 * value)) < 1e-9 for value in values)
 
 
 # --- a whole study -------------------------------------------------------------------------------------------------
