@@ -343,13 +343,23 @@ def test_identity_leaves_out_what_does_not_change_values(folder: Path) -> None:
     old = load_study("study.yaml")
     same = load_study(
         "study.yaml",
-        ["output=elsewhere", "search.trials=1", "search.workers=2", "search.timeout_s=1", "search.memory_gb=1"],
+        ["output=elsewhere", "search.trials=1", "search.workers=2", "search.timeout_s=1", "search.memory_gb=1"]
+        + ["search.seeds.budgets=3", "search.seeds.warm_start=other"],
     )
     assert diff(old.identity(), same.identity()) == ""
     new = load_study("study.yaml", ["search.recovery_epochs=1.0", "objectives=[accuracy]"])
     assert diff(old.identity(), new.identity()) == (
         "objectives: ['accuracy', 'latency_ms'] -> ['accuracy']\nsearch.recovery_epochs: 0.1 -> 1.0"
     )
+
+
+def test_files_of_seeds_start_from_the_study_files_folder(folder: Path) -> None:
+    study = load_study("study.yaml", ["search.seeds={plans: [plans/a.yaml, /b.yaml], warm_start: ../runs/old}"])
+    assert study.search.seeds.plans == (str(folder / "plans" / "a.yaml"), "/b.yaml")
+    assert Path(str(study.search.seeds.warm_start)).resolve() == folder.resolve().parent / "runs" / "old"
+    assert load_study("study.yaml", ["search.seeds.warm_start=old"]).search.seeds.warm_start == "old"
+    with pytest.raises(ConfigError, match=r"search\.seeds\.budgets: expected .* 200.*, got 201"):
+        load_study("study.yaml", ["search.seeds.budgets=201"])
 
 
 def test_identity_sees_a_change_inside_the_space_file(folder: Path) -> None:

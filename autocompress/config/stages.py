@@ -54,6 +54,23 @@ class Limit(_Part):
         return self
 
 
+class SeedsConfig(_Part):
+    """Which candidates a search begins with: at most half of its trials.
+
+    Attributes:
+        budgets: latencies, from the cheapest that the space reaches to where nothing is lost any more, for each of
+            which the candidate is found that loses least by the profile; 0 for none.
+        uniform: also the same request for every group and layer, and a mild setting of each other kind of choice.
+        warm_start: an earlier study of the same network, by name or folder, whose front is tried again.
+        plans: plan files that are tried first. Relative paths of both start from the study file's folder.
+    """
+
+    budgets: Annotated[int, Field(strict=True, ge=0, le=200)] = 40
+    uniform: Annotated[bool, Field(strict=True)] = True
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
+    plans: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
 class SearchConfig(_Part):
     """How candidates are proposed and run.
 
@@ -61,6 +78,7 @@ class SearchConfig(_Part):
         trials: candidates to evaluate, seeds included; a failed one counts.
         workers: candidates evaluated at the same time.
         sampler: what proposes them.
+        seeds: what it begins with.
         storage: the ledger's address for Optuna; null is a journal file in the study's folder. Never shown or kept.
         recovery_epochs: passes over the training split after compression; 0 recalibrates batch norm only.
         timeout_s: seconds after which a candidate is killed.
@@ -71,6 +89,7 @@ class SearchConfig(_Part):
     trials: Count = 50
     workers: Count = 1
     sampler: SamplerConfig = NSGA2()
+    seeds: SeedsConfig = SeedsConfig()
     storage: SecretStr | None = None
     recovery_epochs: Amount = 0.25
     timeout_s: Positive = 600.0

@@ -170,7 +170,7 @@ class Study(BaseModel):
         Left out is what only decides where things lie, how many candidates there are and when one is given up.
         """
         data = self.model_dump(mode="json", exclude={"output", "registry"})
-        for key in ("trials", "workers", "timeout_s", "memory_gb", "storage", "max_failures"):
+        for key in ("trials", "workers", "seeds", "timeout_s", "memory_gb", "storage", "max_failures"):
             del data["search"][key]
         del data["finalists"]["timeout_s"], data["target"]["node_wait_s"]
         del data["measure"]["batch_sizes"]
@@ -334,7 +334,7 @@ def _space(reference: str, document: Document, base: Path, problems: list[str]) 
 
 
 def _anchor(data: dict[str, Any], base: Path) -> None:
-    """Relative files of functions start from the study file's folder."""
+    """Relative files of functions, plans and an earlier study start from the study file's folder."""
     task = data.get("task")
     if isinstance(task, str):
         data["task"] = anchored(task, base)
@@ -345,3 +345,14 @@ def _anchor(data: dict[str, Any], base: Path) -> None:
     for metric in metrics if isinstance(metrics, list) else []:
         if isinstance(metric, dict) and isinstance(metric.get("function"), str):
             metric["function"] = anchored(metric["function"], base)
+    search = data.get("search")
+    seeds = search.get("seeds") if isinstance(search, dict) else None
+    if isinstance(seeds, dict):
+        if isinstance(seeds.get("plans"), list):
+            seeds["plans"] = [_path(x, base) if isinstance(x, str) and x else x for x in seeds["plans"]]
+        if isinstance(seeds.get("warm_start"), str) and "/" in seeds["warm_start"]:
+            seeds["warm_start"] = _path(seeds["warm_start"], base)
+
+
+def _path(text: str, base: Path) -> str:
+    return str((base / Path(text).expanduser()).absolute())
