@@ -14,9 +14,11 @@ Examples:
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.errors import TaskError
-from autocompress.inputs import Inputs, apply, stack
+from autocompress.inputs import Inputs, apply, forward, stack
 from autocompress.references import load_object
 
 if TYPE_CHECKING:
@@ -89,6 +91,10 @@ class Task:
     Attributes:
         name: letters, digits, ``-`` and ``_``.
         model: builds a fresh module; may be called several times. Trained weights may already be in it (`trained`).
+            So that a search can also build smaller networks and train them from fresh weights, it may take the keyword
+            arguments ``width``, a multiplier of the channels with the default 1, and ``depth``, a number with a
+            default of its own, such as a multiplier of the blocks or a number of layers. Without arguments it builds
+            the dense network; with either of them a network with fresh weights and the same inputs and outputs.
         train, validation, selection, test: map-style datasets of ``(input, target)``; the input is a tensor, a tuple
             of tensors (positional arguments of the module) or a dict of tensors (keyword arguments). A dataset may
             also offer ``batch(indices: Tensor) -> (inputs, targets)``, which is used instead of item by item.
@@ -101,7 +107,7 @@ class Task:
     """
 
     name: str
-    model: Callable[[], nn.Module]
+    model: Callable[..., nn.Module]
     train: Dataset[Any]
     validation: Dataset[Any]
     selection: Dataset[Any]
@@ -123,28 +129,128 @@ class Task:
             if not isinstance(data, Sized) or len(data) == 0:
                 raise TaskError(f"task.{role}: expected a dataset with at least one example, got {data!r}")
 
-    def build(self) -> nn.Module:
-        """A fresh module from `model`.
+    def build(self, *, width: float | None = None, depth: float | None = None) -> nn.Module:
+        """A fresh module from `model`: the dense network, or one of another size.
+
+        Args:
+            width: what `model` gets under this name; None: it is not asked for.
+            depth: likewise.
 
         Raises:
-            TaskError: the function raised, or did not return a module.
+            TaskError: the function raised, or did not return a module; it does not take what is asked for; or, of
+                another size, the module does not take an example, or gives outputs of another shape than the dense one.
         """
+        sizes = {name: size for name, size in (("width", width), ("depth", depth)) if size is not None}
+        if not sizes:
+            return self._made({})
+        self.check_sizes(sizes)
+        module = self._made(sizes)
+        found = self._output_shape(module, sizes)
+        if found != self._dense_output:
+            raise TaskError(
+                f"task {self.name!r}: its model function with {_words(sizes)}: expected outputs of the dense model's "
+                f"shape {self._dense_output} for one example, got {found}"
+            )
+        return module
+
+    @cached_property
+    def sizes(self) -> dict[str, float]:
+        """The arguments among ``width`` and ``depth`` that `model` takes, with its defaults: the dense network's.
+
+        An argument without a number as default, or a ``width`` that is no multiplier, is none of them: see
+        `check_sizes`, which says so.
+        """
+        return {name: float(size) for name, size in self._defaults.items() if _is_default(name, size)}
+
+    def check_sizes(self, names: Iterable[str]) -> None:
+        """Refuse what `model` cannot be asked for, without calling it.
+
+        Args:
+            names: of ``width`` and ``depth``.
+
+        Raises:
+            TaskError: naming the argument and what to do.
+        """
+        for name in names:
+            wanted = "a multiplier, 1.0 for the dense network" if name == "width" else "a number, the dense network's"
+            if name not in self._defaults:
+                raise TaskError(
+                    f"task {self.name!r}: expected a model function that takes {name!r} ({wanted}), got one that takes "
+                    f"{', '.join(self._defaults) or 'neither width nor depth'}; write it as "
+                    f"'def model({name}=1.0)', or leave architecture.{name} out"
+                )
+            if not _is_default(name, self._defaults[name]):
+                got = "no default" if self._defaults[name] is None else f"the default {self._defaults[name]!r}"
+                raise TaskError(
+                    f"task {self.name!r}: the argument {name!r} of its model function: expected the default of {wanted}"
+                    f", got {got}; wrap it: 'def model({name}=1.0)'"
+                )
+
+    @cached_property
+    def _defaults(self) -> dict[str, Any]:
+        """Arguments of `model` among width and depth, with their defaults; None for one without."""
         try:
-            module = self.model()
+            parameters = inspect.signature(self.model).parameters
+        except (TypeError, ValueError):  # of a built-in
+            return {}
+        found = {name: parameters[name] for name in ("width", "depth") if name in parameters}
+        return {
+            name: None if parameter.default is inspect.Parameter.empty else parameter.default
+            for name, parameter in found.items()
+            if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        }
+
+    def _made(self, sizes: Mapping[str, float]) -> nn.Module:
+        asked = f" with {_words(sizes)}" if sizes else ""
+        try:
+            module = self.model(**sizes)
         except Exception as error:
-            raise TaskError(f"task {self.name!r}: its model function raised {type(error).__name__}: {error}") from error
+            raise TaskError(
+                f"task {self.name!r}: its model function{asked} raised {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(module, nn.Module):
             raise TaskError(
-                f"task {self.name!r}: expected its model function to return a torch.nn.Module, "
+                f"task {self.name!r}: expected its model function{asked} to return a torch.nn.Module, "
                 f"got {type(module).__name__}"
             )
         return module
+
+    @cached_property
+    def _dense_output(self) -> tuple[int, ...]:
+        with fixed_randomness(0):
+            return self._output_shape(self._made({}), {})
+
+    def _output_shape(self, module: nn.Module, sizes: Mapping[str, float]) -> tuple[int, ...]:
+        """Shape of the output for one example; the module's modes and the random state stay as they are."""
+        modes = [(part, part.training) for part in module.modules()]
+        asked = f" with {_words(sizes)}" if sizes else ""
+        module.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return tuple(forward(module, self.example_input()).shape)
+        except Exception as error:
+            raise TaskError(
+                f"task {self.name!r}: the module that its model function returns{asked} does not take an example: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        finally:
+            for part, training in modes:
+                part.training = training
 
     def example_input(self) -> Inputs:
         """One training input with a batch axis, tensors of shape (1, ...)."""
         with fixed_randomness(0):
             first: Inputs = plain(self.train)[0][0]
         return apply(lambda tensor: tensor.unsqueeze(0), first)
+
+
+def _is_default(name: str, size: Any) -> bool:
+    number = isinstance(size, int | float) and not isinstance(size, bool) and size > 0
+    return number and (name == "depth" or size == 1)
+
+
+def _words(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={size:g}" for name, size in sizes.items())
 
 
 def load_task(reference: str, arguments: Mapping[str, Any] | None = None) -> Task:

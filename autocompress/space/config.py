@@ -13,6 +13,7 @@ from autocompress.errors import ConfigError
 from autocompress.space.explain import nearest, validate
 from autocompress.space.options import (
     AllocationChoices,
+    ArchitectureChoices,
     BlockChoices,
     Distillations,
     GroupChoices,
@@ -38,6 +39,7 @@ class SpaceConfig(Part):
             neither `width` nor the strategy ``structured`` may be open beside it.
         layers: choices for each layer with weights.
         blocks: which blocks may be left out; none if absent.
+        architecture: sizes of a smaller network that may be built and trained instead; none if absent.
         schedule: how removal and training may alternate; a kind, or a mapping with its settings.
         distillation: what the dense model may teach; likewise.
         quantizer: how integer grids may be found; ``post``, ``aware``, or a mapping with the settings.
@@ -51,6 +53,7 @@ class SpaceConfig(Part):
     allocation: AllocationChoices | None = None
     layers: LayerChoices = LayerChoices()
     blocks: BlockChoices | None = None
+    architecture: ArchitectureChoices | None = None
     schedule: Schedules | None = None
     distillation: Distillations | None = None
     quantizer: Quantizers | None = None
@@ -83,6 +86,7 @@ class SpaceConfig(Part):
             self.layers.rank is not None,
             self.layers.codebook is not None and self.layers.codebook.clusters != ("none",),
             self.blocks is not None and self.blocks.choices != ("keep",),
+            self.architecture is not None,
             self.groups.strategy != ("none",),
             bits is not None and bits.choices != (32,),
             *(o.strategy not in (None, ("none",)) for o in self.overrides),
@@ -93,8 +97,8 @@ class SpaceConfig(Part):
         )
         if not any(opened):
             raise ValueError(
-                "expected a choice of width, groups.strategy, allocation, blocks, layers.bits, layers.rank or "
-                "layers.codebook, got a space in which only the dense network exists"
+                "expected a choice of width, groups.strategy, allocation, blocks, architecture, layers.bits, "
+                "layers.rank or layers.codebook, got a space in which only the dense network exists"
             )
         return self
 

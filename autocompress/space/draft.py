@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from autocompress.records import (
+    Architecture,
     BlockDrop,
     ChannelCut,
     Codebook,
@@ -36,7 +37,8 @@ class Draft:
     Attributes:
         structure: the dense network.
         round_to: the target's multiple for channel counts and ranks.
-        drops, cuts, ranks, masks, codebooks, bits, order, schedule, distillation, quantizer: as of `Plan`.
+        drops, cuts, ranks, masks, codebooks, bits, order, schedule, distillation, quantizer, architecture: as of
+            `Plan`.
     """
 
     structure: Structure
@@ -51,10 +53,13 @@ class Draft:
     schedule: Schedule = DENSE.schedule
     distillation: Distillation = DENSE.distillation
     quantizer: Quantizer = DENSE.quantizer
+    architecture: Architecture | None = None
 
     @cached_property
     def gone(self) -> frozenset[str]:
-        """Names of the layers inside the blocks that are left out."""
+        """Names of the layers inside the blocks that are left out; all, if another network is built."""
+        if self.architecture is not None:
+            return frozenset(layer.name for layer in self.structure.layers)
         return frozenset(name for drop in self.drops for name in self.structure.block(drop.block).layers)
 
     @cached_property
@@ -64,6 +69,8 @@ class Draft:
 
     def lives(self, group: Group) -> bool:
         """Whether a layer of the group is left; one without a record, as inside attention, is known by its name."""
+        if self.architecture is not None:
+            return False
         inside = tuple(f"{drop.block}." for drop in self.drops)
         return not all(name in self.gone or name.startswith(inside) for name in group.layers)
 
@@ -72,8 +79,13 @@ class Draft:
 
         A block inside one that is left out is left out with it. Whatever is asked of layers that are gone has no
         effect. A factorized layer has neither mask nor codebook, for its weight is gone; a layer with a codebook stays
-        at floats, for it is stored as indices into them. Settings without effect become the defaults; see `effective`.
+        at floats, for it is stored as indices into them. Of a network that is built instead nothing else is asked.
+        Settings without effect become the defaults; see `effective`.
         """
+        if self.architecture is not None:
+            return effective(
+                Plan(architecture=self.architecture, distillation=self.distillation, quantizer=self.quantizer)
+            )
         factorized = {entry.layer for entry in self.ranks} - self.gone
         outer = outermost(drop.block for drop in self.drops)
         codebooks = [c for c in self.codebooks if c.layer not in factorized | self.gone]
@@ -116,10 +128,12 @@ def effective(plan: Plan) -> Plan:
     - `order`: without both cuts and masks;
     - `quantizer`: without integers; its `ranges`, unless training is aware; its `calibrator`, if no activations are
       quantized;
-    - `schedule`: without masks; an iterative one without masks and cuts, one from scratch without any training;
+    - `schedule`: without masks; an iterative one without masks and cuts, one from scratch without any training; of a
+      network that is built, which always is from scratch;
     - `distillation`: without training.
     """
-    integer = [entry for entry in plan.bits if entry.bits < 16]
+    built = plan.architecture
+    integer = [entry for entry in (*plan.bits, *([built] if built is not None else [])) if entry.bits < 16]
     quantizer = DENSE.quantizer
     if integer:
         quantizer = Quantizer(
@@ -130,7 +144,7 @@ def effective(plan: Plan) -> Plan:
     settled = plan.model_copy(update={"quantizer": quantizer})
     match plan.schedule:
         case FromScratch():
-            scheduled = settled.trains
+            scheduled = settled.trains and built is None
         case Iterative():
             scheduled = bool(plan.masks or plan.cuts)
         case _:

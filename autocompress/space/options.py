@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -256,6 +257,50 @@ class BlockChoices(Part):
 
     choices: KeepOrDrop = ("keep", "drop")
     max: Count | None = None
+
+
+def _sizes(value: Any) -> Any:
+    """``{low, high, step}`` as the sizes that it stands for."""
+    if not isinstance(value, Mapping):
+        return value
+    if unknown := sorted(set(map(str, value)) - {"low", "high", "step"}):
+        raise ValueError(f"expected low, high and step, or a list of sizes, got {unknown[0]!r}")
+    numbers = [value.get(key) for key in ("low", "high", "step")]
+    for key, number in zip(("low", "high", "step"), numbers, strict=True):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0.0 < number < math.inf:
+            got = "nothing" if number is None else repr(number)
+            raise ValueError(f"expected a number > 0 for {key}, got {got}")
+    return tuple(float(size) for size in grid_of(*map(float, numbers)))  # type: ignore[arg-type]
+
+
+#: Sizes of a network that is built: a list, or ``low, low + step, ..., high``.
+Sizes = Annotated[
+    tuple[Annotated[Number, Field(gt=0.0)], ...],
+    Field(min_length=1),
+    BeforeValidator(_sizes),
+    AfterValidator(_distinct),
+]
+
+
+class ArchitectureChoices(Part):
+    """Sizes of a network that the task's builder makes with fresh weights, in place of the dense one.
+
+    It is trained on the training split, taught by the dense network. The bits of its layers are those of
+    `LayerChoices`, with one choice for the whole network.
+
+    Attributes:
+        width: what the builder may get as ``width``, a multiplier of the channels; not asked for if absent.
+        depth: what it may get as ``depth``, a number that it understands; likewise.
+    """
+
+    width: Sizes | None = None
+    depth: Sizes | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> ArchitectureChoices:
+        if self.width is None and self.depth is None:
+            raise ValueError("expected the key width, depth or both, got neither")
+        return self
 
 
 class Override(Part):

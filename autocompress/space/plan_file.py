@@ -7,6 +7,10 @@
     bits: [{match: "*", bits: 8}]
     schedule: {kind: gradual, end: 0.9}
 
+or, of a network that the task builds instead of the dense one::
+
+    architecture: {width: 0.5, depth: 0.5, bits: 8}
+
 Of several entries that match one name, the last counts, as a whole. Which requests exclude each other, and which have
 no effect, is the same as in a search; see `Draft.plan`.
 """
@@ -19,16 +23,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar
-
-from pydantic import Field, model_validator
+from typing import Any, Generic, NoReturn, TypeVar
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import (
+    Architecture,
     BlockDrop,
     ChannelCut,
     Codebook,
-    Criterion,
     Group,
     Layer,
     LayerBits,
@@ -36,133 +38,32 @@ from autocompress.records import (
     Plan,
     Quantizer,
     Record,
-    Reduction,
     Structure,
     WeightMask,
 )
-from autocompress.records.plan import Bits
-from autocompress.space.bits import WEIGHTS_ONLY
 from autocompress.space.criteria import check_criteria, effective_reduction
 from autocompress.space.draft import DENSE, Draft
 from autocompress.space.explain import validate
 from autocompress.space.grid import allowed_widths, exact, keep_of
 from autocompress.space.groups import share_of_zeros
 from autocompress.space.names import unmatched
-from autocompress.space.options import (
-    Clusters,
-    Count,
-    DistillationSetting,
-    NamePattern,
-    Number,
-    Part,
-    QuantizerSetting,
-    ScheduleSetting,
-    ZeroPattern,
-)
 from autocompress.space.patterns import fits, fixed_sparsity
+from autocompress.space.plan_entries import (
+    ArchitectureEntry,
+    CutEntry,
+    Entry,
+    MaskEntry,
+    PlanFile,
+    RankEntry,
+)
 from autocompress.space.ranks import factorizable, max_ranks, ranks_of, round_ranks, saves
 from autocompress.space.yaml import Document, key_text, read_document
 
 #: Every bit width that a plan can have.
 ALL_BITS = (32, 16, 8, 7, 6, 5, 4, 3, 2)
-EntryT = TypeVar("EntryT", bound="_Entry")
+EntryT = TypeVar("EntryT", bound="Entry")
 #: (layer, share of the squared singular values) -> smallest ranks that hold it; only weights tell.
 Energies = Callable[[str, float], tuple[int, ...]]
-Removed = Annotated[Number, Field(ge=0.0, lt=1.0)]
-
-
-class _Entry(Part):
-    """Something asked of every name that matches."""
-
-    match: NamePattern
-
-
-class DropEntry(_Entry):
-    """Leave blocks out."""
-
-
-class CutEntry(_Entry):
-    """Cut groups: by the share `sparsity`, to the nearest width that the target likes, or to exactly `keep` units."""
-
-    sparsity: Removed | None = None
-    keep: Count | None = None
-    criterion: Criterion = "magnitude"
-    reduction: Reduction = "mean"
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> CutEntry:
-        _one_of(self, "sparsity", "keep")
-        check_criteria(["structured"], [self.criterion])
-        return self
-
-
-class RankEntry(_Entry):
-    """Factorize layers: to the share `share` of the largest rank, 1 for none; to exactly `ranks`; or to `energy`.
-
-    That is the share of the dense weight's squared singular values that the smallest ranks hold, which are rounded up
-    to the target's multiple, and at most the largest rank of the layer after the cuts.
-    """
-
-    share: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
-    ranks: Annotated[tuple[Count, ...], Field(min_length=1, max_length=2)] | None = None
-    energy: Annotated[Number, Field(gt=0.0, le=1.0)] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_three(self) -> RankEntry:
-        _one_of(self, "share", "ranks", "energy")
-        return self
-
-
-class MaskEntry(_Entry):
-    """Set weights to zero: the share `sparsity`, which a pattern ``"n:m"`` fixes."""
-
-    sparsity: Removed | None = None
-    criterion: Criterion = "magnitude"
-    pattern: ZeroPattern = "element"
-
-    @model_validator(mode="after")
-    def _complete(self) -> MaskEntry:
-        check_criteria(["unstructured"], [self.criterion])
-        fixed = fixed_sparsity(self.pattern)
-        if fixed is None and self.sparsity is None:
-            raise ValueError(f"expected the key sparsity for pattern {self.pattern}, got none")
-        if fixed is not None and self.sparsity is not None and abs(self.sparsity - float(fixed)) > 1e-9:
-            raise ValueError(f"expected sparsity {float(fixed):g} or none for {self.pattern}, got {self.sparsity}")
-        return self
-
-
-class CodebookEntry(_Entry):
-    """Let weights share `clusters` values; ``none`` for no codebook."""
-
-    clusters: Clusters
-
-
-class BitsEntry(_Entry):
-    """Quantize layers to `bits`, 32 for none; with `weights_only` the linear ones among them, weights alone."""
-
-    bits: Bits
-    weights_only: Annotated[bool, Field(strict=True)] = False
-
-    @model_validator(mode="after")
-    def _possible(self) -> BitsEntry:
-        if self.weights_only and self.bits not in WEIGHTS_ONLY:
-            raise ValueError(f"expected 8 or 4 bits where only weights are quantized, got {self.bits}")
-        return self
-
-
-class PlanFile(Part):
-    """A plan before it meets a network; attributes as of `Plan`, each entry for all names that match."""
-
-    drops: tuple[DropEntry, ...] = ()
-    cuts: tuple[CutEntry, ...] = ()
-    ranks: tuple[RankEntry, ...] = ()
-    masks: tuple[MaskEntry, ...] = ()
-    codebooks: tuple[CodebookEntry, ...] = ()
-    bits: tuple[BitsEntry, ...] = ()
-    order: Literal["cut-mask", "mask-cut"] = "cut-mask"
-    schedule: ScheduleSetting = DENSE.schedule
-    distillation: DistillationSetting = DENSE.distillation
-    quantizer: QuantizerSetting = DENSE.quantizer
 
 
 def load_plan(
@@ -199,6 +100,8 @@ def dump_plan(plan: Plan) -> str:
     Sparsities come back as those of whole numbers of zeros, as plans of a search have them.
     """
     lines: list[str] = []
+    if plan.architecture is not None:
+        lines.append(f"architecture: {_flow(_changed(plan.architecture))}")
     sections: dict[str, Iterable[tuple[str, Record]]] = {
         "drops": [(entry.block, entry) for entry in plan.drops],
         "cuts": [(entry.group, entry) for entry in plan.cuts],
@@ -235,13 +138,6 @@ def _flow(content: dict[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in content.items()) + "}"
 
 
-def _one_of(entry: _Entry, *keys: str) -> None:
-    given = [key for key in keys if getattr(entry, key) is not None]
-    if len(given) != 1:
-        offered = f"{', '.join(keys[:-1])} or {keys[-1]}"
-        raise ValueError(f"expected either {offered} for {entry.match!r}, got {' and '.join(given) or 'none'}")
-
-
 @dataclass(frozen=True)
 class _Asked(Generic[EntryT]):
     """The entry that counts for a name, and its position among its section's."""
@@ -262,6 +158,8 @@ class _Builder:
     def plan(self) -> Plan:
         file, layers = self.file, self.structure.layers
         draft = Draft(self.structure, self.round_to)
+        if file.architecture is not None:
+            draft = replace(draft, architecture=self._architecture(file.architecture))
         blocks = self._asked("drops", file.drops, [b.name for b in self.structure.blocks], "block")
         draft = replace(draft, drops=tuple(BlockDrop(block=name) for name in blocks))
         groups = self._asked("cuts", file.cuts, [g.name for g in self.structure.groups], "group")
@@ -288,6 +186,14 @@ class _Builder:
             distillation=file.distillation,
             quantizer=file.quantizer,
         ).plan()
+
+    def _architecture(self, entry: ArchitectureEntry) -> Architecture:
+        self._check_bits(entry.bits, ("architecture", "bits"))
+        return Architecture(**entry.model_dump())
+
+    def _check_bits(self, bits: int, path: tuple[str | int, ...]) -> None:
+        if bits not in self.supported:
+            self._refuse(path, f"expected bits out of {list(self.supported)}, which the target has, got {bits}")
 
     def _asked(self, section: str, entries: Sequence[EntryT], names: list[str], what: str) -> dict[str, _Asked[EntryT]]:
         """Name -> the last entry that matches it.
@@ -377,9 +283,7 @@ class _Builder:
         names = [layer.name for layer in self.structure.layers]
         linear = [layer.name for layer in self.structure.layers if layer.kind == "linear"]
         for i, entry in enumerate(self.file.bits):
-            if entry.bits not in self.supported:
-                expected = f"expected bits out of {list(self.supported)}, which the target has, got {entry.bits}"
-                self._refuse(("bits", i, "bits"), expected)
+            self._check_bits(entry.bits, ("bits", i, "bits"))
             offered, what = (linear, "linear layer") if entry.weights_only else (names, "layer")
             matched = [name for name in offered if fnmatchcase(name, entry.match)]
             if not matched:

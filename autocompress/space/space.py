@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import Allocation, Criterion, ParamValue, Plan, Strategy, Structure
 from autocompress.space.allocation import AllocationKnob, allocation_knob
+from autocompress.space.architecture import ArchitectureKnob, architecture_knob
 from autocompress.space.bits import BitsKnob, BitsUnit, bits_knob
 from autocompress.space.choices import GroupChoice, group_choices
 from autocompress.space.codebooks import CodebookKnob, codebook_knob
@@ -35,10 +37,10 @@ MAX_SEEDS = 16
 class Space:
     """What may be searched in one network; made by `resolve`.
 
-    It is made of knobs, one for each kind of choice, which are turned in order: blocks, the allocation, the groups'
-    channels and masks, ranks, codebooks, bits, then the settings of training. Each knob's class documents its
-    parameters. A parameter with one choice is neither suggested nor needed, nor is one that has no effect after those
-    before it.
+    It is made of knobs, one for each kind of choice, which are turned in order: another architecture, blocks, the
+    allocation, the groups' channels and masks, ranks, codebooks, bits, then the settings of training. Each knob's class
+    documents its parameters. A parameter with one choice is neither suggested nor needed, nor is one that has no effect
+    after those before it.
 
     Attributes:
         config: the space's file.
@@ -51,6 +53,7 @@ class Space:
         codebooks: weights that share values.
         quantization: bits.
         settings: schedule, distillation, quantizer and order, as far as they are searched.
+        architecture: a smaller network that may be built instead.
     """
 
     config: SpaceConfig
@@ -63,12 +66,17 @@ class Space:
     codebooks: CodebookKnob
     quantization: BitsKnob
     settings: tuple[SettingKnob, ...]
+    architecture: ArchitectureKnob = field(default_factory=ArchitectureKnob)
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
         """In the order in which they are turned."""
         kinds = (self.depth, self.allocation, self.pruning, self.ranks, self.codebooks, self.quantization)
-        return (*kinds, *self.settings)
+        return (self.architecture, *kinds, *self.settings)
+
+    def _left(self, draft: Draft) -> Iterator[Knob]:
+        """The knobs behind the first that can have an effect: of a network that is built, the settings of training."""
+        yield from self.settings if draft.architecture is not None else self.knobs[1:]
 
     @property
     def groups(self) -> tuple[GroupChoice, ...]:
@@ -86,9 +94,9 @@ class Space:
         Args:
             trial: proposes each value.
         """
-        params: Params = {}
-        draft = self._empty
-        for knob in self.knobs:
+        params = self.architecture.suggest(trial, self._empty)
+        draft = self.architecture.apply(params, self._empty)
+        for knob in self._left(draft):
             params |= knob.suggest(trial, draft)
             draft = knob.apply(params, draft)
         return params
@@ -110,8 +118,8 @@ class Space:
                 raise InfeasibleError(
                     f"{key}: expected a parameter of this space, got an unknown one{nearest(key, known)}"
                 )
-        draft = self._empty
-        for knob in self.knobs:
+        draft = self.architecture.apply(params, self._empty)
+        for knob in self._left(draft):
             draft = knob.apply(params, draft)
         return draft.plan()
 
@@ -123,10 +131,10 @@ class Space:
         Raises:
             InfeasibleError: the plan is not one of this space.
         """
-        params: Params = {}
-        draft = self._empty
+        params = self.architecture.invert(plan, self._empty)
+        draft = self.architecture.apply(params, self._empty)
         try:
-            for knob in self.knobs:
+            for knob in self._left(draft):
                 params |= knob.invert(plan, draft)
                 draft = knob.apply(params, draft)
         except KeyError as error:
@@ -191,7 +199,9 @@ class Space:
 
     def size(self) -> float:
         """log10 of the number of configurations, before those that mean the same plan are counted once."""
-        return sum(knob.log10_size() for knob in self.knobs)
+        dense = sum(knob.log10_size() for knob in self.knobs[1:])
+        built = len(self.architecture.architectures) * math.prod(10 ** knob.log10_size() for knob in self.settings)
+        return dense + math.log10(1 + built * 10**-dense)
 
     def describe(self) -> str:
         """The space in words, one line for each kind of choice."""
@@ -237,6 +247,7 @@ def resolve(
     ranks = rank_knob(config, structure)
     codebooks = codebook_knob(config, structure)
     quantization = bits_knob(config, structure, bits)
+    architecture = architecture_knob(config, structure, bits)
     possible = Possible(
         drops=bool(depth.droppable),
         cuts=bool(widths or allocation.rows) or any("structured" in choice.strategy for choice in groups),
@@ -244,9 +255,12 @@ def resolve(
         masks=any("unstructured" in choice.strategy for choice in groups),
         codebooks=bool(codebooks.units),
         integers=any(b < 16 for unit in quantization.units for b in unit.choices),
+        built=architecture.open,
     )
     settings = setting_knobs(config, possible)
-    space = Space(config, structure, round_to, depth, allocation, pruning, ranks, codebooks, quantization, settings)
+    space = Space(
+        config, structure, round_to, depth, allocation, pruning, ranks, codebooks, quantization, settings, architecture
+    )
     if space.size() == 0:
         raise ConfigError(
             "space: expected at least two configurations for this network, got one; it has "

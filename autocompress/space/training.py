@@ -111,11 +111,12 @@ class Possible:
     masks: bool
     codebooks: bool
     integers: bool
+    built: bool = False
 
     @property
     def changes_weights(self) -> bool:
         """Whether the network may have to recover."""
-        return self.drops or self.cuts or self.ranks or self.masks or self.codebooks
+        return self.drops or self.cuts or self.ranks or self.masks or self.codebooks or self.built
 
 
 def setting_knobs(config: SpaceConfig, possible: Possible) -> tuple[SettingKnob, ...]:

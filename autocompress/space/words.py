@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from autocompress.records import Plan, Structure
+from autocompress.records import Architecture, Plan, Structure
 from autocompress.space.draft import DENSE
 from autocompress.space.training import setting_words
 
@@ -24,6 +24,11 @@ def plan_words(plan: Plan, structure: Structure | None = None) -> str:
         return _short(plan)
     layers = len(structure.layers)
     parts = []
+    if plan.architecture is not None:
+        parts.append(_built(plan.architecture))
+        if plan.architecture.bits < 32:
+            only = ", weights only where linear" if plan.architecture.weights_only else ""
+            parts.append(f"all layers at {plan.architecture.bits} bits{only}")
     if plan.drops:
         parts.append(f"{_count(len(plan.drops), len(structure.blocks), 'block')} left out")
     if plan.cuts:
@@ -51,6 +56,10 @@ def plan_words(plan: Plan, structure: Structure | None = None) -> str:
 def _short(plan: Plan) -> str:
     widths = sorted({entry.bits for entry in plan.bits})
     number = f"int{widths[0]}" if widths and widths == [8] else f"at {'/'.join(map(str, widths))} bits"
+    built = plan.architecture
+    if built is not None:
+        bits = "" if built.bits == 32 else " int8" if built.bits == 8 else f" at {built.bits} bits"
+        return ", ".join([_built(built, short=True) + bits, *_settings(plan)])
     counted = (
         (f"{_plural(len(plan.drops), 'block')} left out", plan.drops),
         (f"{_plural(len(plan.cuts), 'group')} cut", plan.cuts),
@@ -60,6 +69,11 @@ def _short(plan: Plan) -> str:
         (f"{_plural(len(plan.bits), 'layer')} {number}", plan.bits),
     )
     return ", ".join([words for words, entries in counted if entries] + _settings(plan)) or "dense"
+
+
+def _built(architecture: Architecture, *, short: bool = False) -> str:
+    sizes = ", ".join(f"{name} {size:g}" for name, size in architecture.sizes.items())
+    return f"built at {sizes}" if short else f"another network, built at {sizes} and trained from fresh weights"
 
 
 def _bits(plan: Plan) -> dict[str, int]:
