@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from ray.exceptions import OutOfMemoryError, RayError
 from autocompress.cluster.interrupt import Stop, stop_signals
 from autocompress.cluster.session import ray_session
 from autocompress.errors import SearchError
-from autocompress.records import EvaluatorReference, TrialRecord
+from autocompress.records import EvaluatorReference, ParamValue, TrialRecord
 from autocompress.rng import derive_seed
-from autocompress.search.ledger import Ledger, SearchSpace
+from autocompress.search.ledger import ENDED, Ledger, SearchSpace
+from autocompress.search.problem import Problem
+from autocompress.search.rungs import Ladder
+from autocompress.search.scheduler import RungScheduler
 from autocompress.search.searcher import LedgerSearcher
 from autocompress.search.settings import SearchSettings
 from autocompress.search.trainable import CandidateTrainable
@@ -31,42 +34,60 @@ def search(
     settings: SearchSettings,
     ledger: Ledger,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+    *,
+    problem: Problem | None = None,
+    seeds: Sequence[tuple[str, dict[str, ParamValue]]] | None = None,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Bring the ledger to `settings.trials` ended trials; does nothing if it has them.
+    """Bring the ledger to `settings.trials` ended trials, or as far as `settings.time_s` allows.
 
     Trials that an earlier driver left open are taken up again under their numbers; ended ones are never run again. Only
     one process may run this on a ledger at a time.
 
     Args:
         space: asked for seeds, parameters and plans.
-        evaluator: how a candidate's process builds its ``evaluate(request) -> Measurement as JSON``. A request holds
-            the plan, the fidelity and the role ``"validation"``.
-        settings: how many trials, in which limits.
+        evaluator: how a candidate's process builds its ``evaluate(request) -> reply``. A request holds the plan, the
+            fidelity, the role ``"validation"`` and whether the rung is `partial`, below the last: the reply is the JSON
+            of a `RungResult` then, else of a `Measurement`.
+        settings: how many trials, on which rungs, in which limits.
         ledger: opened by the caller.
-        on_trial: called in this process whenever a trial begins, completes or fails.
+        on_trial: called in this process whenever a trial begins, goes on, waits or ends.
+        problem: what is optimized; candidates of several rungs cannot be compared without.
+        seeds: named parameters to begin with; the space's own by default.
+        on_message: told what a person should know, in a sentence.
 
     Raises:
         InterruptedStudyError: SIGINT or SIGTERM came. Candidates are killed, their trials stay open.
-        SearchError: too many trials failed, all of them did, or Ray cannot be used. The message has the first cause.
+        SearchError: too many trials failed, all of them did, no time is left for any, or Ray cannot be used. The
+            message has the first cause.
     """
-    ledger.enqueue(space.seeds(), settings.trials)
-    ended = ledger.count("complete", "failed")
+    if problem is None:
+        if len(settings.rungs) > 1:
+            raise SearchError(f"search: expected a problem to compare {len(settings.rungs)} rungs by, got none")
+        problem = Problem(objectives=ledger.objectives, dense={})
+    ledger.enqueue(space.seeds() if seeds is None else seeds, settings.trials)
+    ladder = Ladder(settings.rungs, settings.reduction, settings.bands, problem)
+    ended = ledger.count(*ENDED)
     if ended < settings.trials:
         ledger.use(settings.sampler.build(derive_seed(settings.seed, "sampler", ended)))
         with ray_session(settings.workers) as workers, stop_signals() as stop:
-            searcher = LedgerSearcher(ledger, space, settings, workers, on_trial)
+            searcher = LedgerSearcher(ledger, space, settings, ladder, workers, None, on_trial, on_message)
             while searcher.left:
                 _run_tune(searcher, evaluator, settings, stop)
                 if searcher.error is not None:
                     raise searcher.error
                 if stop:
-                    done = ledger.count("complete", "failed")
+                    done = ledger.count(*ENDED)
                     raise stop.error(f"after {done} of {settings.trials} trials")
-    if ledger.count("complete") == 0:
+            searcher.close()
+    if not any(t.measurement is not None or t.rungs for t in ledger.trials() if t.state != "failed"):
         first = next((t for t in ledger.trials() if t.state == "failed"), None)
+        if first is None:
+            raise SearchError(
+                f"no candidate was judged within search.time_s, {settings.time_s:g} seconds; give the search more time"
+            )
         raise SearchError(
-            f"all {settings.trials} trials failed; the first, trial {first.number if first else 0}: "
-            f"{first.reason if first else 'no reason known'}"
+            f"all {ledger.count('failed')} trials failed; the first, trial {first.number}: {first.reason}"
         )
 
 
@@ -80,6 +101,7 @@ def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings:
         param_space={"worker": _worker_config(evaluator, settings)},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=RungScheduler(searcher),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -107,7 +129,7 @@ def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings:
     finally:
         watch.kill_actors()
         shutil.rmtree(scratch, ignore_errors=True)
-    if not stop and searcher.error is None:
+    if not stop and searcher.error is None and not searcher.late:
         searcher.abandon()
 
 
@@ -129,8 +151,8 @@ class _Watch(tune.Callback):
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the loop after a signal or an error. The actors die first: Tune would wait for their candidates."""
-        if self._stop or self._searcher.error is not None:
+        """End the loop after a signal or an error, or in the end of time; actors first, or Tune would wait for them."""
+        if self._stop or self._searcher.error is not None or self._searcher.late:
             self.kill_actors()
             raise _HaltError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,12 +25,14 @@ from autocompress.records import (
     ParamValue,
     Plan,
     Record,
+    RungResult,
     TrialRecord,
     check_values,
     is_maximized,
 )
 from autocompress.records import TrialState as StateName
 from autocompress.search.journal import JournalFile
+from autocompress.search.problem import Proposer
 from autocompress.space.space import Suggester
 
 _STATES: dict[TrialState, StateName] = {
@@ -37,8 +40,10 @@ _STATES: dict[TrialState, StateName] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "failed",
-    TrialState.PRUNED: "failed",  # never told by us; a foreign hand's
+    TrialState.PRUNED: "stopped",
 }
+#: States of which a trial never leaves.
+ENDED: tuple[StateName, ...] = ("complete", "stopped", "failed")
 #: Seconds that a SQLite ledger may be locked by another program.
 _SQLITE_WAIT_S = 30
 
@@ -60,11 +65,19 @@ class SearchSpace(Protocol):
 
 
 class Candidate(Record):
-    """A trial that waits for its measurement."""
+    """A trial that waits for its measurement.
+
+    Attributes:
+        attempts: how often its process was started, this time included.
+        begin: the rung after those that it has passed.
+        proposed: by the sampler; seeds are not.
+    """
 
     number: int
     plan: Plan
     attempts: int
+    begin: int = 0
+    proposed: bool = True
 
 
 class Ledger:
@@ -75,7 +88,8 @@ class Ledger:
         self._study = study
         self._objectives = tuple(objectives)
         self._bounds = tuple(bounds)
-        self._ended: dict[int, TrialRecord] = {}
+        self._records: dict[int, tuple[tuple[object, ...], TrialRecord]] = {}
+        self._firsts: dict[str, int] | None = None
 
     @classmethod
     def open(
@@ -142,7 +156,7 @@ class Ledger:
 
     def count(self, *states: StateName) -> int:
         """How many trials are in one of `states`; without any, all of them."""
-        return sum(1 for t in self._frozen() if not states or _STATES[t.state] in states)
+        return sum(1 for t in self.trials() if not states or t.state in states)
 
     def record(self, number: int) -> TrialRecord:
         """One trial."""
@@ -152,10 +166,15 @@ class Ledger:
         return self._study.get_trials(deepcopy=False)
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        if trial.number in self._ended:
-            return self._ended[trial.number]
         attrs = trial.user_attrs
+        # All that can still change: a trial's record is made once for each of its states.
+        seen = (trial.state, len(attrs), len(attrs.get("rungs", ())), attrs.get("promoted"), attrs.get("attempts"))
+        if trial.number in self._records and self._records[trial.number][0] == seen:
+            return self._records[trial.number][1]
         state = _STATES[trial.state]
+        rungs = tuple(RungResult.model_validate_json(text) for text in attrs.get("rungs", ()))
+        if state == "running" and len(rungs) > attrs.get("promoted", 0):
+            state = "paused"
         record = TrialRecord(
             number=trial.number,
             state=state,
@@ -163,15 +182,27 @@ class Ledger:
             params=trial.params or trial.system_attrs.get("fixed_params", {}),
             plan=Plan.model_validate_json(attrs["plan"]) if "plan" in attrs else None,
             measurement=_stored(attrs["measurement"]) if state == "complete" and "measurement" in attrs else None,
+            rungs=rungs,
             violations=dict(trial.constraints) if state == "complete" else {},
-            reason=attrs.get("reason", "") if state == "failed" else "",
+            reason=attrs.get("reason", "") if state in ("failed", "stopped") else "",
             attempts=_attempts(attrs),
             started=trial.datetime_start,
             finished=trial.datetime_complete,
         )
-        if state in ("complete", "failed"):
-            self._ended[trial.number] = record
+        self._records[trial.number] = seen, record
         return record
+
+    def twin(self, candidate: Candidate) -> TrialRecord | None:
+        """The first trial of the same physical candidate, if that is another one and has not failed."""
+        if self._firsts is None:
+            self._firsts = {}
+            for trial in self.trials():
+                if trial.plan is not None and trial.state != "failed":
+                    self._firsts.setdefault(trial.plan.key, trial.number)
+        first = self._firsts.setdefault(candidate.plan.key, candidate.number)
+        if first < candidate.number and self.record(first).state == "failed":
+            first = self._firsts[candidate.plan.key] = candidate.number
+        return self.record(first) if first < candidate.number else None
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -195,13 +226,21 @@ class Ledger:
             if "measurement" in trial.user_attrs:
                 self._complete(trial.number, _stored(trial.user_attrs["measurement"]))
             elif "reason" in trial.user_attrs:
-                self.fail(trial.number, trial.user_attrs["reason"])
-            else:
+                self._end(trial.number, trial.user_attrs.get("ended", "failed"))
+            elif self._record(trial).state == "running":
                 left.append(trial.number)
         return left
 
-    def ask(self, space: SearchSpace) -> Candidate | TrialRecord:
-        """A new candidate: the next seed, or what the sampler proposes; a failed trial if the space refuses it."""
+    def ask(self, space: SearchSpace, proposer: Proposer | None = None) -> Candidate | TrialRecord:
+        """A new candidate: the next seed, or what is proposed; a failed trial if the space refuses it.
+
+        Args:
+            space: that the candidate is of.
+            proposer: proposes; None leaves it to the sampler in use.
+        """
+        trials = self.trials()
+        if proposer is not None and not any(t.state == "waiting" for t in trials):
+            self._study.enqueue_trial(proposer.propose(trials))
         return self._prepare(self._study.ask(), space)
 
     def take_up(self, number: int, space: SearchSpace) -> Candidate | TrialRecord:
@@ -222,7 +261,14 @@ class Ledger:
             return self.fail(trial.number, f"{error.kind}: {error}")
         if attempts > 1:
             trial.set_user_attr("attempts", attempts)
-        return Candidate(number=trial.number, plan=plan, attempts=attempts)
+        rungs = self.record(trial.number).rungs
+        return Candidate(
+            number=trial.number,
+            plan=plan,
+            attempts=attempts,
+            begin=rungs[-1].fidelity.rung + 1 if rungs else 0,
+            proposed=attrs.get("origin", "sampler") == "sampler",
+        )
 
     # --- telling ------------------------------------------------------------------------------------------------
 
@@ -240,23 +286,64 @@ class Ledger:
             # Strict, and from JSON: "0.9" is a string and no number, however well it would convert.
             measurement = Measurement.model_validate_json(json.dumps(reply), strict=True)
             check_values(measurement.values, (*self._objectives, *(b.objective for b in self._bounds)))
-            plan = self.record(number).plan
-            if plan is not None and measurement.plan_key != plan.key:
-                raise ValueError(f"plan_key: expected {plan.key}, got {measurement.plan_key}")
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            return self.fail(number, f"measure: {place}: {first['msg']}, got {first['input']!r:.100}")
+            self._check_plan(number, measurement.plan_key)
         except ValueError as error:
-            return self.fail(number, f"measure: {error}")
+            return self.fail(number, _refused(error))
         self._set(number, "measurement", measurement.model_dump_json())
         return self._complete(number, measurement)
+
+    def judge(self, number: int, reply: dict[str, Any]) -> TrialRecord:
+        """Write down what a candidate is worth at a rung below the last, if that passes the gate; it is paused then.
+
+        Args:
+            number: of a running trial.
+            reply: JSON of a `RungResult`.
+
+        Returns:
+            The trial: paused, or failed with the reason.
+        """
+        try:
+            result = RungResult.model_validate_json(json.dumps(reply), strict=True)
+            check_values(result.values, self._objectives)
+            self._check_plan(number, result.plan_key)
+        except ValueError as error:
+            return self.fail(number, _refused(error))
+        told = result.model_copy(update={"judged": datetime.now()})
+        earlier = self._frozen()[number].user_attrs.get("rungs", [])
+        self._set(number, "rungs", [*earlier, told.model_dump_json()])
+        return self.record(number)
+
+    def promote(self, number: int) -> None:
+        """A paused trial goes on."""
+        self._set(number, "promoted", len(self.record(number).rungs))
+
+    def stop(self, number: int, reason: str) -> TrialRecord:
+        """Close a trial that was not trained in full; `reason` reads ``"kind: message"``."""
+        self._set(number, "ended", "stopped")
+        self._set(number, "reason", reason)
+        return self._end(number, "stopped")
 
     def fail(self, number: int, reason: str) -> TrialRecord:
         """Close a trial as failed; `reason` reads ``"kind: message"``."""
         self._set(number, "reason", reason)
-        self._study.tell(number, state=TrialState.FAIL)
+        return self._end(number, "failed")
+
+    def _end(self, number: int, state: StateName) -> TrialRecord:
+        self._study.tell(number, state=TrialState.PRUNED if state == "stopped" else TrialState.FAIL)
         return self.record(number)
+
+    def note(self, key: str, value: str | int | float) -> None:
+        """Write a fact about the whole search down."""
+        self._study.set_user_attr(f"note:{key}", value)
+
+    def noted(self, key: str) -> Any:
+        """A fact that was written down; None if it was not."""
+        return self._study.user_attrs.get(f"note:{key}")
+
+    def _check_plan(self, number: int, key: str) -> None:
+        plan = self.record(number).plan
+        if plan is not None and key != plan.key:
+            raise ValueError(f"plan_key: expected {plan.key}, got {key}")
 
     def attempted(self, number: int, attempts: int) -> None:
         """Write down how often the candidate's process was started."""
@@ -280,6 +367,15 @@ class Ledger:
 def _attempts(attrs: Mapping[str, Any]) -> int:
     """The first attempt is not written down: it begins with the plan."""
     return int(attrs.get("attempts", 1 if "plan" in attrs else 0))
+
+
+def _refused(error: ValueError) -> str:
+    """Why a value did not pass the gate."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"measure: {place}: {first['msg']}, got {first['input']!r:.100}"
+    return f"measure: {error}"
 
 
 def _stored(text: str) -> Measurement:

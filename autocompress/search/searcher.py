@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from autocompress.errors import SearchError
-from autocompress.records import TrialRecord
+from autocompress.records import TrialRecord, starts_untrained
 from autocompress.search.ledger import Candidate, Ledger, SearchSpace
+from autocompress.search.problem import Proposer
+from autocompress.search.rungs import Ladder
 from autocompress.search.settings import SearchSettings
 
 #: A search is not given up before this many trials of the run have ended.
 _FAIR_TRIALS = 5
+#: The ledger's note of the first rung in use.
+_FIRST_RUNG = "first_rung"
 
 
 class LedgerSearcher(Searcher):
@@ -28,8 +33,11 @@ class LedgerSearcher(Searcher):
         ledger: with the sampler in use and the seeds queued.
         space: that candidates are asked of.
         settings: how many, how many at once, and when to give up.
+        ladder: the rungs.
         workers: candidates at once.
+        proposer: of candidates beyond the seeds; None leaves them to the ledger's sampler.
         on_trial: told each change of a trial's state.
+        on_message: told what a person should know, in a sentence.
     """
 
     def __init__(
@@ -37,8 +45,11 @@ class LedgerSearcher(Searcher):
         ledger: Ledger,
         space: SearchSpace,
         settings: SearchSettings,
+        ladder: Ladder,
         workers: int,
+        proposer: Proposer | None,
         on_trial: Callable[[TrialRecord], None],
+        on_message: Callable[[str], None],
     ) -> None:
         super().__init__()
         self.error: BaseException | None = None
@@ -46,14 +57,21 @@ class LedgerSearcher(Searcher):
         self._ledger = ledger
         self._space = space
         self._settings = settings
+        self._ladder = ladder
         self._workers = workers
+        self._proposer = proposer
         self._on_trial = on_trial
+        self._on_message = on_message
         self._live: dict[str, Candidate] = {}
         self._again = deque(ledger.unfinished())
         self._losses: Counter[int] = Counter()
-        self._begun = ledger.count("running", "complete", "failed")
-        self._ended = 0
+        self._begun = ledger.count("running", "paused", "complete", "stopped", "failed")
+        self._good: set[int] = set()
         self._failures: list[TrialRecord] = []
+        self._proposed_s: dict[int, float] = {}
+        self._ends = None if settings.time_s is None else time.monotonic() + settings.time_s - settings.spent_s
+        self._begin = int(ledger.noted(_FIRST_RUNG) or 0)
+        self._checked = ledger.noted(_FIRST_RUNG) is not None
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles what it is given when it starts, and is never asked to restore it."""
@@ -62,13 +80,32 @@ class LedgerSearcher(Searcher):
     @property
     def left(self) -> bool:
         """Whether there is a candidate to run, or running."""
-        return bool(self._live or self._again or self._begun < self._settings.trials)
+        return not self.late and bool(self._live or self._again or self._begun < self._settings.trials or self._ready())
+
+    @property
+    def late(self) -> bool:
+        """Whether the time that the search may take is over."""
+        return self._ends is not None and time.monotonic() >= self._ends
+
+    def close(self) -> None:
+        """Close what nothing will run any longer: candidates that were not promoted, or that time ran out for."""
+        for trial in self._ledger.trials():
+            if trial.state == "paused":
+                rung = trial.rungs[-1].fidelity
+                why = f"rung: not among the best of like latency after {rung.epochs:g} epochs"
+            elif trial.state in ("running", "waiting") and self.late:
+                why = f"time: the {self._settings.time_s:g} s of the search were over"
+            else:
+                continue
+            if trial.state == "waiting":
+                continue  # a seed that was never begun
+            self._on_trial(self._ledger.stop(trial.number, why))
 
     # --- Tune's calls -------------------------------------------------------------------------------------------
 
     def suggest(self, trial_id: str) -> Any:
-        """The next candidate's request; None while as many as may be are running; FINISHED at the end."""
-        if self.error is not None:
+        """The next candidate's requests; None while as many as may be are running; FINISHED at the end."""
+        if self.error is not None or self.late:
             return str(self.FINISHED)
         if len(self._live) >= self._workers:
             return None
@@ -81,6 +118,29 @@ class LedgerSearcher(Searcher):
                 self._live[trial_id] = candidate
                 return {"candidate": self._request(candidate)}
         return None if self._live and self.error is None else str(self.FINISHED)
+
+    def judged(self, trial_id: str, outcome: str) -> bool:
+        """Tell the ledger what a candidate is worth at a rung below the last; whether it goes on at once."""
+        candidate = self._live.get(trial_id)
+        if candidate is None or self.error is not None:
+            return False
+        try:
+            found = json.loads(outcome)
+            self._attempts(candidate, found)
+            trial = self._ledger.judge(candidate.number, self._timed(candidate.number, found["reply"]))
+            if trial.state == "paused":
+                self._good.add(trial.number)
+                self._on_trial(trial)
+                self._check()
+                if not self.late and next(iter(self._ready()), None) == trial.number:
+                    self._ledger.promote(trial.number)
+                    return True
+            else:
+                self._note(trial)
+        except Exception as raised:  # noqa: BLE001 - kept, and raised by the executor
+            self.error = raised
+        del self._live[trial_id]
+        return False
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the ledger; a candidate whose actor was lost is run again, a limited number of times."""
@@ -115,34 +175,103 @@ class LedgerSearcher(Searcher):
     # --- the ledger ---------------------------------------------------------------------------------------------
 
     def _next(self) -> Candidate | None:
-        while self._again or self._begun < self._settings.trials:
-            number = self._again.popleft() if self._again else None
-            if number is None:
-                self._begun += 1
-            asked = self._ledger.ask(self._space) if number is None else self._ledger.take_up(number, self._space)
+        """What was lost comes first, then who may go on, then who is new."""
+        while self.error is None:
+            if self._again:
+                asked = self._ledger.take_up(self._again.popleft(), self._space)
+            elif ready := self._ready():
+                self._ledger.promote(ready[0])
+                asked = self._ledger.take_up(ready[0], self._space)
+            elif self._begun < self._settings.trials:
+                asked = self._new()
+            else:
+                return None
             if isinstance(asked, Candidate):
                 self._on_trial(self._ledger.record(asked.number))
                 return asked
-            self._note(asked)  # the space refused it
-            if self.error is not None:
-                return None
+            if asked is not None:
+                self._note(asked)
         return None
 
+    def _new(self) -> Candidate | TrialRecord | None:
+        """A new candidate, or a trial that ended unbuilt: refused by the space, or answered by an earlier trial.
+
+        None stands for one that was stopped, since it repeats another one or is known to be hopeless.
+        """
+        self._begun += 1
+        began = time.perf_counter()
+        asked = self._ledger.ask(self._space, self._proposer)
+        if not isinstance(asked, Candidate):
+            return asked
+        twin = self._ledger.twin(asked)
+        why = None
+        if twin is not None and twin.measurement is not None:
+            known = twin.measurement.model_copy(update={"cached": True})
+            return self._ledger.tell(asked.number, known.model_dump(mode="json"))
+        if twin is not None:
+            why = f"repeat: the same network as trial {twin.number}"
+        elif self._proposer is not None and asked.proposed:
+            hopeless = self._proposer.hopeless(asked.plan, self._ledger.trials())
+            why = None if hopeless is None else f"hopeless: {hopeless}"
+        self._proposed_s[asked.number] = time.perf_counter() - began
+        if why is None:
+            return asked
+        self._on_trial(self._ledger.stop(asked.number, why))
+        return None
+
+    def _ready(self) -> list[int]:
+        """Paused trials that may go on, the most useful first; those that check the first rung come last."""
+        if self._ladder.last == 0:
+            return []
+        trials = self._ledger.trials()
+        final = self._begun >= self._settings.trials and not self._again
+        final = final and not any(t.state == "running" for t in trials)
+        ready = self._ladder.promotable(trials, begin=self._begin, final=final)
+        if not self._checked:
+            ready += [n for n in self._ladder.probes(trials, begin=self._begin) if n not in ready]
+        return ready
+
+    def _check(self) -> None:
+        """Lengthen the first rung if it does not rank."""
+        if self._checked or self._ladder.last == 0:
+            return
+        begin, words = self._ladder.checked(self._ledger.trials(), self._begin)
+        if words:
+            self._begin, self._checked = begin, True
+            self._ledger.note(_FIRST_RUNG, begin)
+            self._on_message(words)
+
+    def _attempts(self, candidate: Candidate, outcome: dict[str, Any]) -> None:
+        if outcome["attempts"] != self._ledger.record(candidate.number).attempts:
+            self._ledger.attempted(candidate.number, outcome["attempts"])
+
+    def _timed(self, number: int, reply: Any) -> Any:
+        """The reply with the time that it took to propose the candidate, once."""
+        if isinstance(reply, dict) and isinstance(reply.get("seconds"), dict) and number in self._proposed_s:
+            return {**reply, "seconds": {**reply["seconds"], "propose": self._proposed_s.pop(number)}}
+        return reply
+
     def _request(self, candidate: Candidate) -> str:
-        request = {
-            "plan": candidate.plan.model_dump(mode="json"),
-            "fidelity": self._settings.fidelity.model_dump(mode="json"),
-            "role": "validation",
-        }
-        return json.dumps({"number": candidate.number, "attempts": candidate.attempts, "request": request})
+        """One request for each rung that is left."""
+        rungs = self._ladder.rungs
+        first = max(candidate.begin, self._ladder.first(self._begin, trained=not starts_untrained(candidate.plan)))
+        requests = [
+            {
+                "plan": candidate.plan.model_dump(mode="json"),
+                "fidelity": rungs[rung].model_dump(mode="json"),
+                "role": "validation",
+                "partial": rung < self._ladder.last,
+            }
+            for rung in range(min(first, self._ladder.last), len(rungs))
+        ]
+        return json.dumps({"number": candidate.number, "attempts": candidate.attempts, "requests": requests})
 
     def _close(self, candidate: Candidate, outcome: dict[str, Any]) -> None:
-        if outcome["attempts"] != candidate.attempts:
-            self._ledger.attempted(candidate.number, outcome["attempts"])
+        self._attempts(candidate, outcome)
         if "error" in outcome:
             self._failed(candidate.number, outcome["error"])
         else:
-            self._note(self._ledger.tell(candidate.number, outcome["reply"]))
+            self._note(self._ledger.tell(candidate.number, self._timed(candidate.number, outcome["reply"])))
 
     def _lost(self, candidate: Candidate, why: str) -> None:
         self._losses[candidate.number] += 1
@@ -155,15 +284,19 @@ class LedgerSearcher(Searcher):
         self._note(self._ledger.fail(number, reason))
 
     def _note(self, trial: TrialRecord) -> None:
-        self._ended += 1
+        """A trial ended; give the search up if too many failed."""
         if trial.state == "failed":
             self._failures.append(trial)
+        else:
+            self._good.add(trial.number)
         self._on_trial(trial)
-        share = len(self._failures) / self._ended
-        if self._ended >= _FAIR_TRIALS and share > self._settings.max_failures:
+        self._check()
+        ended = len(self._good) + len(self._failures)
+        share = len(self._failures) / ended
+        if ended >= _FAIR_TRIALS and share > self._settings.max_failures:
             first = self._failures[0]
             self.error = SearchError(
-                f"{len(self._failures)} of {self._ended} trials failed, over the limit of "
+                f"{len(self._failures)} of {ended} trials failed, over the limit of "
                 f"{self._settings.max_failures:.0%} (search.max_failures); the first, trial {first.number}: "
                 f"{first.reason}"
             )

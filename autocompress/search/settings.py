@@ -21,8 +21,12 @@ class SearchSettings(Record):
         workers: candidates at once.
         sampler: proposes candidates once the seeds are used up.
         seed: of the sampler.
-        fidelity: asked of the evaluator for every candidate.
-        timeout_s: wall time of one candidate, in seconds.
+        rungs: fidelities with rising epochs; a candidate is complete once it was judged at the last.
+        reduction: of so many candidates judged at a rung below the last, one goes on.
+        bands: of latency within which they are compared, at most.
+        time_s: wall time that the search may take, in seconds; None for as long as its trials take.
+        spent_s: of it, by earlier runs of the same search.
+        timeout_s: wall time of one candidate at one rung, in seconds.
         memory_gb: memory of one candidate's processes, in GiB.
         max_failures: share of a run's trials that may fail before the search is given up, after five at least.
         retries: how often a candidate whose process or Ray actor died is tried again.
@@ -33,7 +37,11 @@ class SearchSettings(Record):
     workers: Annotated[int, Field(ge=1)] = 1
     sampler: SamplerConfig = NSGA2()
     seed: int = 0
-    fidelity: Fidelity = Fidelity(epochs=0.0)
+    rungs: Annotated[tuple[Fidelity, ...], Field(min_length=1)] = (Fidelity(epochs=0.0),)
+    reduction: Annotated[int, Field(ge=2)] = 3
+    bands: Annotated[int, Field(ge=1)] = 4
+    time_s: Annotated[float, Field(gt=0.0)] | None = None
+    spent_s: Annotated[float, Field(ge=0.0)] = 0.0
     timeout_s: Annotated[float, Field(gt=0.0)] = 300.0
     memory_gb: Annotated[float, Field(gt=0.0)] = 6.0
     max_failures: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5

@@ -17,7 +17,8 @@ from autocompress.records import EvaluatorReference
 class CandidateTrainable(tune.Trainable):
     """A reused Ray actor that owns one killable process and hands it one candidate after another.
 
-    A candidate's failure is a result here, no exception: to Tune every trial succeeds, unless its actor is lost.
+    Each step judges the candidate at its next rung. A candidate's failure is a result here, no exception: to Tune every
+    trial succeeds, unless its actor is lost.
     """
 
     @classmethod
@@ -35,25 +36,29 @@ class CandidateTrainable(tune.Trainable):
             options["memory_gb"],
             answer=answer_device,
         )
+        self._rung = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next candidate."""
+        self._rung = 0
         return True
 
     def step(self) -> dict[str, Any]:
-        """Evaluate the candidate; a process that dies is started again, a limited number of times."""
+        """Judge the candidate at a rung; a process that dies is started again, a limited number of times."""
         candidate = json.loads(self.config["candidate"])
+        request = candidate["requests"][self._rung]
+        self._rung += 1
         attempts: int = candidate["attempts"]
         last = attempts + self._retries
         while True:
             try:
-                outcome = {"attempts": attempts, "reply": self._worker.call(candidate["request"], self._timeout_s)}
+                outcome = {"attempts": attempts, "reply": self._worker.call(request, self._timeout_s)}
             except WorkerError as error:
                 if error.kind == "died" and attempts < last:
                     attempts += 1
                     continue
                 outcome = {"attempts": attempts, "error": str(error)}
-            return {"outcome": json.dumps(outcome), "done": True}
+            return {"outcome": json.dumps(outcome), "done": "error" in outcome or not request["partial"]}
 
     def cleanup(self) -> None:
         """End the process."""

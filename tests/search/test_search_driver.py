@@ -22,9 +22,11 @@ TRIALS = 8
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-def start(folder: Path, seconds: float = 0.5, faults: str = "{}", **environment: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, seconds: float = 0.5, faults: str = "{}", rungs: str = "[0.0]", **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), str(TRIALS), str(seconds), faults],
+        [sys.executable, str(SCRIPT), str(folder), str(TRIALS), str(seconds), faults, rungs],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -89,6 +91,27 @@ def test_killed_driver_continues_to_exactly_n_trials_and_runs_no_completed_one_a
     assert max(t.attempts for t in after) > 1
     # A trial that ended after its driver died may have been measured twice; a completed one never.
     assert sum(evaluations_ended(tmp_path).values()) <= TRIALS + 2 * 3
+
+
+def test_a_killed_driver_goes_on_from_the_rungs_that_were_passed(tmp_path: Path) -> None:
+    for word in ("paused", "complete"):
+        driver = start(tmp_path, rungs="[0.0, 1.0]")
+        read_until(driver, word, 2)
+        processes = descendants(driver)
+        driver.kill()
+        driver.wait()
+        none_lives(processes, within_s=5)
+    before = {t.number: t for t in trials_of(tmp_path)}
+    output, _ = start(tmp_path, rungs="[0.0, 1.0]").communicate(timeout=120)
+    assert output.rstrip().endswith("done"), output
+    after = trials_of(tmp_path)
+    assert [t.number for t in after] == list(range(TRIALS))
+    assert {t.state for t in after} == {"complete", "stopped"}
+    for number, trial in before.items():
+        # What was judged is not judged again.
+        assert after[number].rungs[: len(trial.rungs)] == trial.rungs
+        if trial.state == "complete":
+            assert after[number] == trial
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

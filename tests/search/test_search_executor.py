@@ -21,10 +21,13 @@ from autocompress.errors import InterruptedStudyError, SearchError, WorkerError
 from autocompress.records import Bound, EvaluatorReference, Plan, TrialRecord
 from autocompress.search.executor import search
 from autocompress.search.ledger import Ledger
+from autocompress.search.problem import Problem
+from autocompress.search.rungs import fidelities
 from autocompress.search.samplers import NSGA2, Random
 from autocompress.search.settings import SearchSettings
 
 TOY = Path(__file__).with_name("toy_evaluator.py")
+PROBLEM = Problem(objectives=("accuracy", "latency_ms"), dense={"accuracy": 0.82, "latency_ms": 1.0})
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
@@ -43,6 +46,7 @@ def run(
     seeds: tuple[int, ...] = (64, 32),
     space: ToySpace | None = None,
     on_trial: Any = lambda trial: None,
+    on_message: Any = lambda message: None,
     seconds: float = 0.0,
     **settings: Any,
 ) -> tuple[TrialRecord, ...]:
@@ -63,9 +67,12 @@ def run(
             SearchSettings(trials=trials, folder=folder, **settings),
             ledger,
             on_trial,
+            problem=PROBLEM,
+            on_message=on_message,
         )
     finally:
-        begun = [json.loads(line)["pid"] for line in (folder / "evaluations").read_text().splitlines()]
+        written = folder / "evaluations"
+        begun = [json.loads(line)["pid"] for line in written.read_text().splitlines()] if written.is_file() else []
         _, alive = psutil.wait_procs([psutil.Process(p) for p in set(begun) if psutil.pid_exists(p)], timeout=3)
         assert alive == []
     return ledger.trials()
@@ -123,16 +130,72 @@ def test_every_kind_of_fault_fails_its_own_trial_and_the_others_complete(tmp_pat
 def test_changes_of_state_are_told_in_order_and_the_sampler_goes_on_after_the_seeds(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
     trials = run(tmp_path, 12, on_trial=lambda t: told.append((t.number, t.state)), sampler=NSGA2(population_size=4))
-    assert len(told) == 24
-    for number in range(12):
-        assert [state for n, state in told if n == number] == ["running", "complete"]
+    repeats = [t for t in trials if t.measurement is not None and t.measurement.cached]
+    for trial in trials:
+        # What an earlier trial answers never runs.
+        wanted = ["complete"] if trial in repeats else ["running", "complete"]
+        assert [state for n, state in told if n == trial.number] == wanted
     assert [t.origin for t in trials] == ["seed:dense", "seed:uniform-32"] + ["sampler"] * 10
     # The same command again finds nothing to do; more trials continue where it ended.
     assert run(tmp_path, 12) == trials
     more = run(tmp_path, 14)
     assert more[:12] == trials
     assert len(more) == 14
-    assert len(evaluations(tmp_path, "begun")) == 14
+    distinct = {t.plan.key for t in more if t.plan is not None}
+    assert len(evaluations(tmp_path, "begun")) == len(distinct)
+
+
+def test_candidates_climb_rungs_and_only_those_at_the_top_are_complete(tmp_path: Path) -> None:
+    told: list[tuple[int, str]] = []
+    keeps = (64, 60, 56, 48, 40, 36, 32, 28, 24, 20, 16, 12)
+    trials = run(
+        tmp_path, 12, seeds=keeps, rungs=fidelities((0.0, 0.5, 2.0)), reduction=2, bands=2,
+        on_trial=lambda t: told.append((t.number, t.state)),
+    )  # fmt: skip
+    assert {t.state for t in trials} == {"complete", "stopped"}
+    complete = [t for t in trials if t.state == "complete"]
+    assert 2 <= len(complete) <= 8
+    for t in trials:
+        rungs = [r.fidelity.rung for r in t.rungs]
+        assert rungs == [0, 1] if t.state == "complete" else rungs in ([0], [0, 1])
+        assert all(r.judged is not None and r.values["latency_ms"].value == t.params["keep"] / 64 for r in t.rungs)
+        assert t.reason == "" or t.reason.startswith("rung: not among the best of like latency after")
+        if t.measurement is not None:
+            assert t.measurement.fidelity.epochs == 0.0  # as the toy says; not a rung's
+            assert t.measurement.values["accuracy"].value == 0.5 + t.params["keep"] / 200
+    # Every rung of a candidate ran once.
+    lines = [json.loads(line) for line in (tmp_path / "evaluations").read_text().splitlines()]
+    ran = [(line["ended"], line["rung"]) for line in lines if "ended" in line]
+    assert len(ran) == len(set(ran)) == sum(len(t.rungs) for t in trials) + len(complete)
+    states = [state for number, state in told if number == complete[0].number]
+    assert [*states[:2], states[-1]] == ["running", "paused", "complete"]
+    assert run(tmp_path, 12, rungs=fidelities((0.0, 0.5, 2.0))) == trials
+
+
+def test_a_search_ends_when_its_time_is_over_with_what_it_has(tmp_path: Path) -> None:
+    began = time.monotonic()
+    trials = run(tmp_path, 50, seconds=0.4, rungs=fidelities((0.0, 1.0)), time_s=4.0)
+    assert time.monotonic() - began < 15.0
+    assert 4 <= len(trials) < 40
+    assert {t.state for t in trials} <= {"complete", "stopped"}
+    assert any(t.state == "complete" for t in trials)
+    reasons = {t.reason.partition(":")[0] for t in trials if t.state == "stopped"}
+    assert reasons <= {"rung", "time"}
+    # The budget is of the search, not of each run.
+    with pytest.raises(SearchError, match=r"no candidate was judged within search\.time_s, 4 seconds"):
+        run(tmp_path / "new", 50, time_s=4.0, spent_s=4.0)
+
+
+class RepeatingSpace(ToySpace):
+    def seeds(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(str(i), {"keep": keep, "bits": 32}) for i, keep in enumerate((64, 32, 32, 64))]
+
+
+def test_a_repeated_candidate_is_answered_by_the_trial_that_was_measured(tmp_path: Path) -> None:
+    trials = run(tmp_path, 4, space=RepeatingSpace(), workers=1)
+    assert [t.measurement.cached for t in trials if t.measurement is not None] == [False, False, True, True]
+    assert trials[2].measurement.values == trials[1].measurement.values  # type: ignore[union-attr]
+    assert evaluations(tmp_path, "begun") == [64, 32]
 
 
 def test_a_process_killed_once_is_started_again_within_one_trial(tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""Rungs of rising cost: who goes on, told from the ledger's trials alone, so that a resumed search decides alike.
+
+Asynchronous successive halving (Li et al., 2020), with one difference that two objectives ask for: candidates are
+compared within bands of latency, by non-dominated rank. A fast candidate of middling accuracy has to beat its like, not
+the dense model.
+
+References:
+    Li et al., 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA); Schmucker et al., 2021,
+    "Multi-objective Asynchronous Successive Halving".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+
+from autocompress.records import MAXIMIZED, Bound, Fidelity, TrialRecord
+from autocompress.search.problem import Problem
+
+#: Two candidates whose latencies are within this factor of each other are compared by the check of a rung.
+_ALIKE = 1.3
+#: Pairs that the check of a rung needs.
+_PAIRS = 8
+#: Kendall's τ below which a rung does not tell which candidates will be good.
+LEAST_TAU = 0.3
+#: Candidates at the first rung before some are trained in full to check it, and how many are.
+_CHECK_AFTER, _CHECKED = 10, 3
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of a search.
+
+    Attributes:
+        rungs: fidelities with rising epochs; a candidate that has passed the last is complete.
+        reduction: of so many candidates judged at a rung, one goes on.
+        bands: of latency, at most.
+        problem: what is optimized.
+    """
+
+    rungs: tuple[Fidelity, ...]
+    reduction: int
+    bands: int
+    problem: Problem
+
+    @property
+    def last(self) -> int:
+        """Index of the last rung."""
+        return len(self.rungs) - 1
+
+    def first(self, begin: int, *, trained: bool) -> int:
+        """Rung at which a new candidate is judged first.
+
+        Args:
+            begin: the first rung in use.
+            trained: whether it inherits trained weights; otherwise a rung without training tells nothing of it.
+        """
+        if trained:
+            return begin
+        return next((i for i in range(begin, self.last) if self.rungs[i].epochs > 0.0), self.last)
+
+    def promotable(self, trials: Sequence[TrialRecord], *, begin: int = 0, final: bool = False) -> list[int]:
+        """Numbers of paused trials that may go on, the most useful first.
+
+        In each band of a rung the best of every `reduction` candidates go on, those that went on already counted. The
+        highest rungs come first; within a rung, the band of which fewest went on.
+
+        Args:
+            trials: of the ledger.
+            begin: the first rung in use; what waits at one below it goes on in any case.
+            final: nothing new will come: in every band at least one goes on.
+        """
+        found: list[int] = []
+        for rung in reversed(range(self.last)):
+            judged = [t for t in trials if _passed(t, rung)]
+            waiting = {t.number for t in judged if t.state == "paused" and t.rungs[-1].fidelity.rung == rung}
+            if not waiting:
+                continue
+            if rung < begin:
+                found += sorted(waiting)
+                continue
+            ahead = {t.number for t in judged if _went_on(t, rung)}
+            offers: list[tuple[int, int, int]] = []
+            for band in self._bands(judged, rung):
+                quota = len(band) / self.reduction
+                gone = sum(number in ahead for number in band)
+                best = band[: math.ceil(quota) if final else math.floor(quota)]
+                left = [number for number in best if number in waiting]
+                offers += [(gone + place, place, number) for place, number in enumerate(left)]
+            found += [number for *_, number in sorted(offers)]
+        return found
+
+    def _bands(self, judged: Sequence[TrialRecord], rung: int) -> list[list[int]]:
+        """Numbers of the candidates of each band of latency, best first."""
+        values = [_values(t, rung) for t in judged]
+        latency = np.array([v.get("latency_ms", 0.0) for v in values])
+        points = self.problem.points(values)
+        feasible = np.array([all(b.violation(v[b.objective]) <= 0.0 for b in self._costs if b.objective in v)
+                             for v in values])  # fmt: skip
+        count = max(1, min(self.bands, len(judged) // (2 * self.reduction)))
+        order = np.argsort(latency, kind="stable")
+        found = []
+        for part in np.array_split(order, count):
+            ranked = [part[i] for i in best_first(points[part])]
+            ranked.sort(key=lambda i: not feasible[i])  # stable: what breaks a bound of cost comes last
+            found.append([judged[i].number for i in ranked])
+        return found
+
+    @property
+    def _costs(self) -> list[Bound]:
+        """Bounds that training does not change: a low accuracy says little before it."""
+        learnt = {*MAXIMIZED, "worst_class_drop", *(metric.name for metric in self.problem.metrics)}
+        return [bound for bound in self.problem.bounds if bound.objective not in learnt]
+
+    # --- does the first rung rank? ------------------------------------------------------------------------------
+
+    def probes(self, trials: Sequence[TrialRecord], *, begin: int) -> list[int]:
+        """Paused trials that are trained in full for the sake of the check: near others in latency, but behind them.
+
+        Args:
+            trials: of the ledger.
+            begin: the first rung in use, which is checked.
+        """
+        judged = [t for t in trials if _passed(t, begin)]
+        if begin == self.last or len(judged) < _CHECK_AFTER or self.tau(trials, begin)[1] >= _PAIRS:
+            return []
+        gone = [t for t in judged if _went_on(t, begin)]
+        waiting = [t for t in judged if t.state == "paused" and t.rungs[-1].fidelity.rung == begin]
+        latency = {t.number: _values(t, begin).get("latency_ms", 1.0) for t in judged}
+
+        def distance(trial: TrialRecord) -> tuple[float, int]:
+            own = latency[trial.number]
+            return min((abs(math.log(own / latency[g.number])) for g in gone), default=0.0), trial.number
+
+        return [t.number for t in sorted(waiting, key=distance)[:_CHECKED]]
+
+    def tau(self, trials: Sequence[TrialRecord], rung: int) -> tuple[float, int]:
+        """How well a rung ranks candidates of like latency as full training does.
+
+        Returns:
+            Kendall's τ over pairs of complete trials whose latencies are within a factor of 1.3, ties counting as 0,
+            in the learnt objectives; and the number of pairs. τ is 0 without a pair.
+        """
+        learnt = [o for o in self.problem.objectives if o in MAXIMIZED or o in {m.name for m in self.problem.metrics}]
+        done = [t for t in trials if t.state == "complete" and t.measurement is not None and _passed(t, rung)]
+        if not learnt:
+            return 1.0, len(done)
+        column = self.problem.objectives.index(learnt[0])
+        early = self.problem.points([_values(t, rung) for t in done])[:, column] if done else np.empty(0)
+        late = self.problem.points([_complete(t) for t in done])[:, column] if done else np.empty(0)
+        latency = np.array([_complete(t).get("latency_ms", 1.0) for t in done])
+        signs = [
+            float(np.sign(early[i] - early[j]) * np.sign(late[i] - late[j]))
+            for i in range(len(done))
+            for j in range(i)
+            if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j])
+        ]
+        return (float(np.mean(signs)) if signs else 0.0), len(signs)
+
+    def checked(self, trials: Sequence[TrialRecord], begin: int) -> tuple[int, str]:
+        """The first rung that ranks well enough, and what there is to say; unchanged while too little is known.
+
+        Args:
+            trials: of the ledger.
+            begin: the first rung in use.
+
+        Returns:
+            Index of a rung, and a sentence, empty if the check has not been made.
+        """
+        tau, pairs = self.tau(trials, begin)
+        if begin >= self.last or pairs < _PAIRS:
+            return begin, ""
+        words = f"{self.rungs[begin].epochs:g} epochs rank candidates as full training does with Kendall tau {tau:.2f}"
+        words += f" ({pairs} pairs of like latency)"
+        if tau >= LEAST_TAU:
+            return begin, f"{words}: the first rung stays"
+        following = begin + 1
+        while following < self.last and self.tau(trials, following)[0] < LEAST_TAU:
+            following += 1
+        return following, (
+            f"{words}, under {LEAST_TAU:g}: the first rung is lengthened to {self.rungs[following].epochs:g} epochs"
+        )
+
+
+def best_first(points: np.ndarray) -> list[int]:
+    """Indices by non-dominated rank; within a rank by how much hypervolume each adds to it, largest first.
+
+    Args:
+        points: shape (n, m), minimized, finite.
+
+    References:
+        Deb et al., 2002 (rank); Emmerich, Beume and Naujoks, 2005 (contribution).
+    """
+    if len(points) == 0:
+        return []
+    rank = np.asarray(moocore.pareto_rank(points))
+    low, high = points.min(axis=0), points.max(axis=0)
+    unit = (points - low) / np.where(high > low, high - low, 1.0)
+    gain = np.zeros(len(points))
+    for value in np.unique(rank):
+        inside = rank == value
+        # Beyond the worst, so that the ends of a front count as well.
+        gain[inside] = np.asarray(moocore.hv_contributions(unit[inside], ref=np.full(points.shape[1], 1.1)))
+    return [int(i) for i in np.lexsort((np.arange(len(points)), -gain, rank))]
+
+
+def _passed(trial: TrialRecord, rung: int) -> bool:
+    """Whether the trial was judged at a rung, and has not failed since."""
+    return trial.state != "failed" and any(r.fidelity.rung == rung for r in trial.rungs)
+
+
+def _went_on(trial: TrialRecord, rung: int) -> bool:
+    """Whether a trial that was judged at a rung was promoted from it."""
+    return trial.state in ("running", "complete") or trial.rungs[-1].fidelity.rung > rung
+
+
+def _values(trial: TrialRecord, rung: int) -> dict[str, float]:
+    result = next(r for r in trial.rungs if r.fidelity.rung == rung)
+    return {name: estimate.value for name, estimate in result.values.items()}
+
+
+def _complete(trial: TrialRecord) -> dict[str, float]:
+    return {k: e.value for k, e in trial.measurement.values.items()} if trial.measurement is not None else {}
+
+
+def fidelities(epochs: Iterable[float]) -> tuple[Fidelity, ...]:
+    """Rungs numbered from 0."""
+    return tuple(Fidelity(epochs=e, rung=i) for i, e in enumerate(epochs))
