@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import NamedTuple
 
 import moocore
 import numpy as np
 
 from autocompress.front.dominance import non_dominated
-from autocompress.records import Baseline, Fidelity, Metric, Role, TrialRecord
+from autocompress.front.effort import Clock, Parts, steps
+from autocompress.records import Baseline, Fidelity, Metric, Record, Role, TrialRecord
 from autocompress.records.box import in_box
 
 
-class TracePoint(NamedTuple):
-    """The state of a search when a trial ended.
+class TracePoint(Record):
+    """The state of a search when its ledger was told of a candidate.
 
     Attributes:
-        seconds: time since the search began, in which at least one trial was running.
+        seconds: time since the search began, without its pauses; see `autocompress.front.effort.Clock`.
         hypervolume: normalised, in [0, 1].
-        trials: trials that had ended, failed ones as well.
+        trials: candidates that were judged at a rung, or had ended, failed ones as well.
+        parts: where the time went so far.
     """
 
     seconds: float
     hypervolume: float
     trials: int
+    parts: Parts = Parts()
 
 
 def baseline_values(baseline: Baseline, role: Role) -> dict[str, float]:
@@ -87,42 +88,51 @@ def hypervolume(
 
 
 def trace(
-    trials: Sequence[TrialRecord], baseline: Baseline, objectives: Sequence[str], metrics: Sequence[Metric] = ()
+    trials: Sequence[TrialRecord],
+    baseline: Baseline,
+    objectives: Sequence[str],
+    metrics: Sequence[Metric] = (),
+    workers: int = 1,
 ) -> list[TracePoint]:
-    """Hypervolume of the search's front after each trial that ended, in the order in which they ended.
+    """Hypervolume of the search's front whenever a candidate was judged or ended, in that order, and the time so far.
 
     A trial counts for its value if it is complete, violates no constraint and, where latency is an objective, was not
-    read under noise. Time in which no trial was running, as between an interruption and its resumption, is left out.
+    read under noise. What was judged at a rung below the last adds time and a candidate, but no hypervolume. Time in
+    which no trial was running, as between an interruption and its resumption, is left out.
 
     Args:
-        trials: the ledger's rows, in any order; those that have not ended are passed over.
+        trials: the ledger's rows, in any order; those that were not judged yet are passed over.
         baseline: the dense model, evaluated on the validation split.
         objectives: names of the search's objectives.
         metrics: those of the study among `objectives`.
+        workers: candidates at once.
 
     Returns:
-        One point per ended trial.
+        One point for every result of a rung and every trial that ended otherwise.
 
     Raises:
         ValueError: trials of unlike fidelity, which must not be compared, or a value that is missing or not finite.
     """
     dense = baseline_values(baseline, "validation")
-    ended = sorted(
-        ((t.finished, t.number, t) for t in trials if t.state in ("complete", "failed") and t.finished is not None),
-        key=lambda item: item[:2],
-    )
-    _same_fidelity(t for _, _, t in ended)
-    clock = _BusyClock((t.started or finished, finished) for finished, _, t in ended)
+    found = {t.number: t for t in trials}
+    _same_fidelity(found.values())
+    done = steps(found.values())
+    clock = Clock(done, workers)
     points = np.empty((0, len(objectives)))
     result: list[TracePoint] = []
     volume = 0.0
-    for count, (finished, _, trial) in enumerate(ended, start=1):
-        if counts(trial, objectives) and trial.measurement is not None:
+    seen: set[int] = set()
+    for step, parts in zip(done, clock.parts([s.end for s in done]), strict=True):
+        trial = found[step.number]
+        seen.add(step.number)
+        if step.end == trial.finished and counts(trial, objectives) and trial.measurement is not None:
             values = {name: estimate.value for name, estimate in trial.measurement.values.items()}
             points = np.concatenate([points, in_box([values], dense, objectives, metrics)])
             points = points[non_dominated(points)]
             volume = max(volume, float(moocore.hypervolume(points, ref=np.ones(len(objectives)))))
-        result.append(TracePoint(clock.seconds(finished), min(1.0, volume), count))
+        result.append(
+            TracePoint(seconds=clock.seconds(step.end), hypervolume=min(1.0, volume), trials=len(seen), parts=parts)
+        )
     return result
 
 
@@ -144,19 +154,3 @@ def _same_fidelity(trials: Iterable[TrialRecord]) -> None:
     if len(seen) > 1:
         told = ", ".join(f"trial {number} at {f.epochs:g} epochs, rung {f.rung}" for f, number in seen.items())
         raise ValueError(f"trials: expected one fidelity, since others are not comparable, got {told}")
-
-
-class _BusyClock:
-    """Seconds that are covered by at least one of the given intervals."""
-
-    def __init__(self, spans: Iterable[tuple[datetime, datetime]]) -> None:
-        self._merged: list[list[datetime]] = []
-        for start, end in sorted(spans):
-            if self._merged and start <= self._merged[-1][1]:
-                self._merged[-1][1] = max(self._merged[-1][1], end)
-            else:
-                self._merged.append([start, max(start, end)])
-
-    def seconds(self, until: datetime) -> float:
-        """Covered seconds before `until`."""
-        return sum((min(end, until) - start).total_seconds() for start, end in self._merged if start < until)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.front.indicators import TracePoint, baseline_values, counts, hypervolume, trace
+from autocompress.front.indicators import baseline_values, counts, hypervolume, trace
 from autocompress.records import (
     Artifact,
     Baseline,
@@ -21,6 +21,7 @@ from autocompress.records import (
     Measurement,
     Metric,
     Plan,
+    RungResult,
     TrialRecord,
 )
 
@@ -140,7 +141,7 @@ def test_a_missing_objective_and_a_dense_cost_of_zero_are_refused() -> None:
         hypervolume([{"accuracy": 0.5}], DENSE, PAIR)
     with pytest.raises(ValueError, match=r"dense latency_ms: expected a value > 0, got 0\.0"):
         hypervolume([{"latency_ms": 1.0}], {"latency_ms": 0.0}, ("latency_ms",))
-    with pytest.raises(ValueError, match="objective .accuracy.: expected a finite value in point 0, got nan"):
+    with pytest.raises(ValueError, match=r"objective .accuracy.: expected a finite value in point 0, got nan"):
         hypervolume([{"accuracy": np.nan, "latency_ms": 1.0}], DENSE, PAIR)
 
 
@@ -179,7 +180,32 @@ def test_failed_infeasible_and_noisy_trials_pass_time_but_add_nothing() -> None:
         trial(2, 0.9, 1.0, start=2, end=3, noisy=True),
         trial(3, 0.9, 1.0, start=3, end=9, state="running", finished=None),
     ]
-    assert trace(trials, BASELINE, PAIR) == [TracePoint(1.0, 0.0, 1), TracePoint(2.0, 0.0, 2), TracePoint(3.0, 0.0, 3)]
+    found = [(p.seconds, p.hypervolume, p.trials) for p in trace(trials, BASELINE, PAIR)]
+    assert found == [(1.0, 0.0, 1), (2.0, 0.0, 2), (3.0, 0.0, 3)]
+
+
+def test_what_was_judged_below_the_last_rung_adds_time_and_a_candidate_but_no_hypervolume() -> None:
+    early = RungResult(
+        plan_key="0",
+        fidelity=Fidelity(epochs=0.0),
+        values={"accuracy": Estimate.exact(0.99), "latency_ms": Estimate.exact(0.1)},
+        seconds={"recover": 4.0},
+        judged=START + timedelta(seconds=4),
+    )
+    late = early.model_copy(update={"judged": START + timedelta(seconds=9)})
+    trials = [
+        trial(0, 0.9, 1.0, start=0, end=20, rungs=(early,)),
+        trial(1, 0.9, 1.0, start=4, end=20, rungs=(late,), state="paused", measurement=None, finished=None),
+        trial(2, 0.9, 1.0, start=9, end=12, state="stopped", measurement=None, reason="hopeless: far behind"),
+    ]
+    found = trace(trials, BASELINE, PAIR)
+    assert [(p.seconds, p.hypervolume, p.trials) for p in found] == [
+        (4.0, 0.0, 1),
+        (9.0, 0.0, 2),
+        (12.0, 0.0, 3),
+        (20.0, pytest.approx(0.25), 3),
+    ]
+    assert found[-1].parts.recover == pytest.approx(8.0)
 
 
 def test_noise_of_latency_does_not_matter_where_latency_is_no_objective() -> None:
