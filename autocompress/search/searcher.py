@@ -206,7 +206,8 @@ class LedgerSearcher(Searcher):
         twin = self._ledger.twin(asked)
         why = None
         if twin is not None and twin.measurement is not None:
-            known = twin.measurement.model_copy(update={"cached": True})
+            took = {"propose": time.perf_counter() - began}
+            known = twin.measurement.model_copy(update={"cached": True, "seconds": took})
             return self._ledger.tell(asked.number, known.model_dump(mode="json"))
         if twin is not None:
             why = f"repeat: the same network as trial {twin.number}"
