@@ -63,6 +63,7 @@ def compress(
 
     Raises:
         ConfigError: the plan's file is wrong; file, line and key are named.
+        TaskError: the plan asks for another architecture, and there is no task that can build it.
         InfeasibleError: the plan asks for what the network lacks or cannot have.
         CompressionError: a pass failed, or the file is not what the plan asked for.
         ExportError: the network cannot be written as ONNX.
@@ -92,6 +93,11 @@ def compress(
         if isinstance(plan, Plan)
         else load_plan(Path(plan), structure, energies=lambda layer, energy: rank_for_energy(module, layer, energy))
     )
+    if asked.architecture is not None and not isinstance(data, Task):
+        raise TaskError(
+            "plan.architecture: expected a Task as data, whose model function builds networks of other sizes, got a "
+            "dataset"
+        )
     if statistics is None:
         criteria = {cut.criterion for cut in asked.cuts} | {mask.criterion for mask in asked.masks}
         asks = not _OF_DATA.isdisjoint(criteria)

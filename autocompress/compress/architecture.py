@@ -6,13 +6,15 @@ its bytes; but its layers are its own, so that the plan's bits are spelt out for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from autocompress.compress.factorize import factorizable
+from autocompress.compress.fresh import redrawn
 from autocompress.compress.layers import run_layers
-from autocompress.errors import InfeasibleError
+from autocompress.errors import InfeasibleError, TaskError
 from autocompress.inputs import Inputs
 from autocompress.records import Architecture, Layer, LayerBits, Plan, Structure
 from autocompress.rng import derive_seed
@@ -58,13 +60,43 @@ def build_network(task: Task, plan: Plan, dense: Structure, *, seed: int) -> Bui
     warnings: tuple[str, ...] = ()
     if _shapes(structure) == _shapes(dense):
         words = ", ".join(f"{name} {size:g}" for name, size in asked.sizes.items())
-        warnings = (f"built at {words} the network has the dense one's layers: the builder rounds it away",)
+        warnings = (f"built at {words} the network has the dense one's layers, with weights drawn anew",)
+        # A builder may bring trained weights for the dense network's own size.
+        module = redrawn(module, seed=derive_seed(seed, "fresh"))
     settled = Plan(
         bits=layer_bits(asked, structure),
         distillation=plan.distillation,
         quantizer=plan.quantizer,
     )
     return Built(module, structure, settled, warnings)
+
+
+def check_builder(task: Task, dense: Structure, *, widths: Sequence[float] = (), depths: Sequence[float] = ()) -> None:
+    """Refuse a task that cannot build what a space offers, before anything is trained.
+
+    The smallest width and the smallest depth are built, each alone: that has to work, and to make another network.
+
+    Args:
+        task: its builder makes the networks.
+        dense: the dense network's structure.
+        widths: what the space offers; empty if it does not ask.
+        depths: likewise.
+
+    Raises:
+        TaskError: the builder does not take what is asked for, makes something else, or makes the dense network of it.
+    """
+    for name, sizes in (("width", widths), ("depth", depths)):
+        if not sizes or tuple(sizes) == (task.sizes.get(name),):
+            continue  # nothing but the dense network's own size
+        size = min(sizes)
+        with fixed_randomness(0):
+            module = task.build(**{name: int(size) if size == int(size) else size})
+        if _shapes(own_layers(module, task.example_input())) == _shapes(dense):
+            raise TaskError(
+                f"task {task.name!r}: expected its model function to make a smaller network of {name}={size:g}, got "
+                f"the dense one's layers; leave architecture.{name} out of the space, or offer sizes that make a "
+                "difference"
+            )
 
 
 def own_layers(module: nn.Module, example: Inputs) -> Structure:

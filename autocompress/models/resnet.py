@@ -24,6 +24,7 @@ def resnet_cifar(
     classes: int = 10,
     channels: int = 3,
     shortcut: Shortcut = "pad",
+    blocks: tuple[int, int, int] | None = None,
 ) -> nn.Module:
     """Residual network of three stages; the second and third halve the image.
 
@@ -35,6 +36,8 @@ def resnet_cifar(
         shortcut: where the size changes, ``"pad"`` subsamples and pads with zero channels (names ``conv1``,
             ``layer1.0.conv1``, ``linear``), ``"projection"`` is a 1x1 convolution (names ``stem.0``, ``body.0.c1``,
             ``fc``).
+        blocks: of each stage, in place of the equal numbers that `depth` means. A stage without blocks is left out,
+            and with it its halving of the image; at least one block is needed.
 
     Returns:
         A module from inputs of shape (n, channels, height, width) to outputs of shape (n, classes). Weights are
@@ -49,15 +52,28 @@ def resnet_cifar(
         raise TaskError(f"resnet_cifar: expected three positive widths, got {tuple(widths)}")
     if classes < 1 or channels < 1:
         raise TaskError(f"resnet_cifar: expected classes and channels >= 1, got {classes} and {channels}")
+    if blocks is not None and (len(blocks) != 3 or min(blocks) < 0 or sum(blocks) < 1):
+        raise TaskError(f"resnet_cifar: expected three numbers of blocks, one of them >= 1, got {tuple(blocks)}")
     first, second, third = widths
-    blocks = (depth - 2) // 6
+    stages = tuple(blocks) if blocks is not None else ((depth - 2) // 6,) * 3
     if shortcut == "pad":
         if first > second or second > third:
             raise TaskError(f"resnet_cifar: a padded shortcut expects widths that do not fall, got {tuple(widths)}")
-        return PadResNet(blocks, (first, second, third), classes, channels)
+        return PadResNet(stages, (first, second, third), classes, channels)
     if shortcut == "projection":
-        return ProjectionResNet(blocks, (first, second, third), classes, channels)
+        return ProjectionResNet(stages, (first, second, third), classes, channels)
     raise TaskError(f"resnet_cifar: expected shortcut 'pad' or 'projection', got {shortcut!r}")
+
+
+def stages_of(blocks: int) -> tuple[int, int, int]:
+    """As many blocks in three stages: equal numbers, what is left over in the last stages, whose maps are smallest.
+
+    Examples:
+        >>> stages_of(9), stages_of(4), stages_of(1)
+        ((3, 3, 3), (1, 1, 2), (0, 0, 1))
+    """
+    each, over = divmod(blocks, 3)
+    return each, each + (over > 1), each + (over > 0)
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -89,14 +105,17 @@ class PadBlock(nn.Module):
 class PadResNet(nn.Module):
     """Stages ``layer1`` to ``layer3`` of `PadBlock`."""
 
-    def __init__(self, blocks: int, widths: tuple[int, int, int], classes: int, channels: int) -> None:
+    def __init__(self, blocks: tuple[int, ...], widths: tuple[int, int, int], classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = self._stage(blocks, widths[0], widths[0], 1)
-        self.layer2 = self._stage(blocks, widths[0], widths[1], 2)
-        self.layer3 = self._stage(blocks, widths[1], widths[2], 2)
-        self.linear = nn.Linear(widths[2], classes)
+        inputs = [widths[0]]
+        for count, outputs in zip(blocks, widths, strict=True):
+            inputs.append(outputs if count else inputs[-1])
+        self.layer1 = self._stage(blocks[0], inputs[0], inputs[1], 1)
+        self.layer2 = self._stage(blocks[1], inputs[1], inputs[2], 2)
+        self.layer3 = self._stage(blocks[2], inputs[2], inputs[3], 2)
+        self.linear = nn.Linear(inputs[3], classes)
         _initialize(self)
 
     @staticmethod
@@ -135,17 +154,17 @@ class ProjectionBlock(nn.Module):
 class ProjectionResNet(nn.Module):
     """A ``stem`` and one ``body`` of `ProjectionBlock`."""
 
-    def __init__(self, blocks: int, widths: tuple[int, int, int], classes: int, channels: int) -> None:
+    def __init__(self, blocks: tuple[int, ...], widths: tuple[int, int, int], classes: int, channels: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv3x3(channels, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
         body: list[nn.Module] = []
         inputs = widths[0]
         for stage, outputs in enumerate(widths):
-            for i in range(blocks):
+            for i in range(blocks[stage]):
                 body.append(ProjectionBlock(inputs, outputs, 2 if stage and i == 0 else 1))
                 inputs = outputs
         self.body = nn.Sequential(*body)
-        self.fc = nn.Linear(widths[2], classes)
+        self.fc = nn.Linear(inputs, classes)
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autocompress.compress.architecture import check_builder
 from autocompress.compress.artifact import describe
 from autocompress.compress.export import export_onnx
 from autocompress.compress.pack import pack
@@ -177,7 +178,8 @@ def prepare(study: Study) -> Workbench:
     """Make the study's ground, or take up what an earlier run made.
 
     Raises:
-        TaskError: the task function raised or returned no task.
+        TaskError: the task function raised or returned no task, or its model function cannot build the smaller networks
+            that the space offers.
         ExportError: the model cannot be written as ONNX with a free batch.
         CompressionError: nothing in the model can be compressed.
         ConfigError: the space asks for an allocation, of which the model can give no share.
@@ -207,6 +209,9 @@ def prepare(study: Study) -> Workbench:
             f"task {study.task.factory!r}: the model has no layer that can be compressed; "
             + "; ".join(f"{x.name}: {x.reason}" for x in structure.left_dense)
         )
+    if study.space.architecture is not None:
+        offered = study.space.architecture
+        check_builder(task, structure, widths=offered.width or (), depths=offered.depth or ())
     if not task.trained:
         report.stage("prepare", f"training the dense model, {task.recipe.epochs} epochs")
         module = train_base(

@@ -9,17 +9,21 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from autocompress.models.resnet import resnet_cifar
+from autocompress.models.scaling import scaled_arguments
 from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task
+from autocompress.tasks.fresh import initial_weights, is_dense
 from autocompress.tasks.images import ImageTensors
 
+_NETWORK = {"depth": 8, "widths": (32, 64, 128), "channels": 1, "shortcut": "projection"}
 _SIZES = {"test": 297, "selection": 250, "validation": 250}
 
 
 def digits(seed: int = 0) -> Task:
     """A small residual network (8 layers, widths 32-64-128) on scikit-learn's digits.
 
-    Splits of 1000, 250, 250 and 297 images, each with the classes in equal shares.
+    Splits of 1000, 250, 250 and 297 images, each with the classes in equal shares. The network can be built at another
+    `width`, and at a `depth` of 2/3 and 1/3, where its first stages have no block.
 
     Args:
         seed: of the split and of the initial weights.
@@ -44,10 +48,9 @@ def digits(seed: int = 0) -> Task:
         # Pixels run from 0 to 16.
         return ImageTensors(x, y, mean=(0.305,), std=(0.376,), scale=16.0, crop=1 if role == "train" else 0)
 
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "initial weights"))
-            return resnet_cifar(depth=8, widths=(32, 64, 128), channels=1, shortcut="projection")
+    def build(width: float = 1.0, depth: float = 1.0) -> nn.Module:
+        with initial_weights(seed, dense=is_dense(width, depth)):
+            return resnet_cifar(**scaled_arguments(resnet_cifar, _NETWORK, width=width, depth=depth))
 
     return Task(
         name="digits",

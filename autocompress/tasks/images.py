@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 
 from autocompress.errors import TaskError
 from autocompress.models.resnet import resnet_cifar
+from autocompress.models.scaling import scaled_arguments
 from autocompress.models.weights import load_weights
 from autocompress.references import load_object
-from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task
+from autocompress.tasks.fresh import initial_weights, is_dense
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -139,7 +140,8 @@ def images(
         data: path of a file with ``x_train``, ``y_train``, ``x_test``, ``y_test``; images are uint8 of shape
             (n, height, width) or (n, height, width, channels) with 1 or 3 channels.
         network: arguments of `resnet_cifar`; or of the function that the key ``kind`` names, such as
-            ``{"kind": "autocompress.models.vgg:vgg", ...}`` or ``{"kind": "path/file.py:function", ...}``.
+            ``{"kind": "autocompress.models.vgg:vgg", ...}`` or ``{"kind": "path/file.py:function", ...}``. In another
+            size it is built with these arguments scaled, see `autocompress.models.scaling.scaled_arguments`.
         mean: one per channel, of pixels in [0, 1].
         std: one per channel.
         weights: a safetensors file for the network; without it the network is trained by `epochs` and its companions.
@@ -167,11 +169,11 @@ def images(
     train, rest = order[: len(order) - holdout], order[len(order) - holdout :]
     validation, selection = rest[: holdout // 2], rest[holdout // 2 :]
 
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "initial weights"))
-            module = _build(network)
-        return module if weights is None else load_weights(module, Path(weights).expanduser())
+    def build(width: float = 1.0, depth: float = 1.0) -> nn.Module:
+        dense = is_dense(width, depth)
+        with initial_weights(seed, dense=dense):
+            module = _build(network, width, depth)
+        return load_weights(module, Path(weights).expanduser()) if weights is not None and dense else module
 
     def part(x: Tensor, y: Tensor, *, noisy: bool = False) -> ImageTensors:
         return ImageTensors(x, y, mean=mean, std=std, crop=4 if noisy else 0, flip=noisy and flip)
@@ -189,16 +191,18 @@ def images(
     )
 
 
-def _build(network: Mapping[str, Any]) -> nn.Module:
-    """The network by its own function, `resnet_cifar` unless ``kind`` names another."""
+def _build(network: Mapping[str, Any], width: float, depth: float) -> nn.Module:
+    """The network by its own function, `resnet_cifar` unless ``kind`` names another, in some size."""
     arguments = dict(network)
     kind = arguments.pop("kind", None)
     if kind is None:
-        return resnet_cifar(**arguments)
+        return resnet_cifar(**scaled_arguments(resnet_cifar, arguments, width=width, depth=depth))
     try:
         function = load_object(kind)
     except (ValueError, ImportError, AttributeError) as error:
         raise TaskError(f"network.kind: expected a function that builds a network, got {kind!r}: {error}") from error
+    if not is_dense(width, depth):
+        arguments = scaled_arguments(function, arguments, width=width, depth=depth)
     module = function(**arguments)
     if not isinstance(module, nn.Module):
         raise TaskError(f"network.kind: expected {kind!r} to return a torch.nn.Module, got {type(module).__name__}")

