@@ -1,0 +1,148 @@
+"""The same end for every member of every returned front: recovery, file, accuracy on the selection split, latency."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from arms.trials import eight_bits
+from outcome import EIGHT
+from runs import Candidate
+from works import Places, Work
+
+from autocompress.compress.engine import build
+from autocompress.errors import AutocompressError
+from autocompress.measure.latency import Procedure, measure
+from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
+from autocompress.measure.quality import predict
+from autocompress.pipeline.folder import write_bytes
+from autocompress.pipeline.prepare import Workbench, prepare
+from autocompress.records import Plan, Record, Response
+from autocompress.rng import derive_seed
+
+#: Files that are read together, beside the dense one.
+BATCH = 40
+#: Readings of the final comparison: more rounds than in a search, longer blocks.
+PROCEDURE = Procedure(rounds=40, block_s=0.01, repeats=4)
+#: Seed of everything random in the final recovery.
+SEED = 0
+
+
+class Request(Record):
+    """What is asked of the judge.
+
+    Attributes:
+        key: that the answer is kept under.
+        candidate: what to build; None for the dense network as it is.
+        role: the split that it is judged on. A file that is there already is not built again.
+    """
+
+    key: str
+    candidate: Candidate | None = None
+    role: Literal["selection", "test"] = "selection"
+
+
+class Kept:
+    """Answers by key in one JSON file, written whole after each: a stopped command goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self.values: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def keep(self, key: str, values: dict[str, Any]) -> None:
+        """Add to what is known of a key."""
+        with self._lock:
+            self._keep(key, values)
+
+    def _keep(self, key: str, values: dict[str, Any]) -> None:
+        self.values[key] = {**self.values.get(key, {}), **values}
+        write_bytes(self.path, (json.dumps(self.values, indent=0, sort_keys=True) + "\n").encode())
+
+
+class Judge:
+    """Builds candidates and judges their files.
+
+    Args:
+        work: what is compressed.
+        places: where things are; files go to ``<output>/<work>/files``.
+        name: of the study that it works in.
+    """
+
+    def __init__(self, work: Work, places: Places, name: str) -> None:
+        self.work = work
+        self.files = files_of(places, work)
+        self.bench: Workbench = prepare(work.study(places, name, SEED))
+
+    def __call__(self, request: Request) -> dict[str, Any]:
+        """Key, role and accuracy; or why there is none, under ``failed``."""
+        path = self.files / f"{request.key}.onnx"
+        try:
+            if not path.is_file():
+                write_bytes(path, self.build(self.eight_bits() if request.key == EIGHT else request.candidate))
+        except AutocompressError as error:
+            return {"key": request.key, "failed": str(error)[:300]}
+        model = path.read_bytes()
+        outputs, targets = predict(self.bench.target.prepare(model), getattr(self.bench.task, request.role))
+        return {
+            "key": request.key,
+            request.role: round(float(self.bench.task.metric(outputs, targets)), 6),
+            "sha256": hashlib.sha256(model).hexdigest(),
+            "bytes": len(model),
+        }
+
+    def build(self, candidate: Candidate | None) -> bytes:
+        """The file, recovered from the dense weights as every other one is."""
+        bench, epochs = self.bench, self.work.final_epochs
+        if candidate is None:
+            return bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
+        if candidate.ratio is not None:
+            from arms.pruning import finished, pruned
+
+            module = pruned(bench, candidate.ratio, candidate.seed)
+            return finished(bench, module, Response(), epochs, derive_seed(SEED, "final"))
+        if candidate.plan is None:
+            raise ValueError("candidate: expected a plan")
+        plan: Plan = candidate.plan
+        own = derive_seed(SEED, "final")
+        structure, statistics = bench.prepared.structure, bench.statistics
+        return build(bench.task, bench.dense, plan, structure, statistics, epochs=epochs, seed=own).model
+
+    def eight_bits(self) -> Candidate:
+        """The dense network in 8 bits: the point of reference."""
+        return Candidate(plan=eight_bits(self.bench))
+
+
+def files_of(places: Places, work: Work) -> Path:
+    """Where the files are; they can be made again."""
+    return (places.output / work.name / "files").resolve()
+
+
+def read_latencies(work: Work, places: Places, kept: Kept, inputs: Any, keys: Sequence[str]) -> None:
+    """Latency of files relative to the dense one, many in each reading; call it while nothing else runs.
+
+    Args:
+        work: what is compressed.
+        places: where the files are.
+        kept: gets ``ratio``, ``ratio_low``, ``ratio_high`` and ``noisy`` of each.
+        inputs: of one inference.
+        keys: of files that are there.
+    """
+    target, files = OnnxRuntimeCpu().build(), files_of(places, work)
+    dense = target.prepare((files / "dense.onnx").read_bytes())
+    for some in parts(keys, BATCH):
+        sessions = [target.prepare((files / f"{key}.onnx").read_bytes()) for key in some]
+        seed = derive_seed(SEED, "latency", *some)
+        for key, reading in zip(some, measure(sessions, dense, inputs, seed=seed, procedure=PROCEDURE), strict=True):
+            ratio = reading.ratio
+            values = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+            kept.keep(key, {**{k: round(v, 5) for k, v in values.items()}, "noisy": reading.noisy})
+
+
+def parts(keys: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    """In order, as many at once as `size`, the last part smaller."""
+    return (keys[i : i + size] for i in range(0, len(keys), size))

@@ -1,0 +1,106 @@
+"""What runs and final judgements come to: each run's fronts as points, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from compare import reference, volume
+from runs import Run
+
+from autocompress.records.box import in_box
+
+#: Keys under which the dense network and its 8-bit version are judged.
+DENSE, EIGHT = "dense", "eight"
+_OBJECTIVES = ("accuracy", "latency_ms")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The runs of one work, seen through one judgement of every candidate.
+
+    Attributes:
+        runs: of all arms.
+        finals: key -> accuracy by split and latency ratio, or why there is none.
+    """
+
+    runs: Sequence[Run]
+    finals: dict[str, dict[str, Any]]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of arms that ran."""
+        return tuple(dict.fromkeys(run.arm for run in self.runs))
+
+    def of(self, arm: str) -> list[Run]:
+        """Its runs, by seed."""
+        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
+
+    def known(self, key: str, split: str = "selection") -> bool:
+        """Whether it is judged, be it that it failed."""
+        found = self.finals.get(key, {})
+        return "failed" in found or (split in found and "ratio" in found)
+
+    def points(self, keys: Sequence[str], split: str = "selection") -> np.ndarray | None:
+        """Error and latency in the box's units, shape (n, 2), without those that failed; None if one is not judged."""
+        if not all(self.known(key, split) for key in (DENSE, *keys)):
+            return None
+        good = [self.finals[key] for key in keys if "failed" not in self.finals[key]]
+        dense = {"accuracy": self.finals[DENSE][split], "latency_ms": 1.0}
+        if not good:
+            return np.empty((0, 2))
+        return in_box([{"accuracy": f[split], "latency_ms": f["ratio"]} for f in good], dense, _OBJECTIVES)
+
+    def curve(self, run: Run) -> dict[float, float | None]:
+        """Minutes -> hypervolume of what it would have returned; None where that is not judged in full."""
+        found: dict[float, float | None] = {}
+        for text, keys in run.fronts.items():
+            points = self.points(keys)
+            found[float(text)] = None if points is None else volume(points)
+        return found
+
+    def end(self, run: Run, split: str = "selection") -> np.ndarray | None:
+        """Points of the last front."""
+        return self.points(run.front(run.minutes), split)
+
+    def best(self) -> np.ndarray:
+        """The reference set: what no other member of any front dominates."""
+        keys = dict.fromkeys(key for run in self.runs for front in run.fronts.values() for key in front)
+        points = self.points([key for key in keys if self.known(key)])
+        return reference([] if points is None else [points])
+
+    def complete_seeds(self, *arms: str) -> list[int]:
+        """Seeds that all of these arms have run."""
+        seeds = [{run.seed for run in self.of(arm)} for arm in arms]
+        return sorted(set.intersection(*seeds)) if seeds else []
+
+    def shipped(self, run: Run, loss: float = 0.01) -> str | None:
+        """The fastest member of the last front that loses at most `loss` on the selection split; None if none does."""
+        if not self.known(DENSE):
+            return None
+        floor = self.finals[DENSE]["selection"] - loss - 1e-9
+        good = [k for k in run.front(run.minutes) if self._ratio(k) < math.inf and self.finals[k]["selection"] >= floor]
+        return min(good, key=self._ratio, default=None)
+
+    def _ratio(self, key: str) -> float:
+        found = self.finals.get(key, {})
+        return float(found["ratio"]) if "ratio" in found and "selection" in found else math.inf
+
+
+def wanted(runs: Sequence[Run]) -> list[str]:
+    """Keys of all that has to be judged, the most telling first: ends of runs, then rounder moments.
+
+    Dense and 8 bits come before all.
+    """
+    moments = dict.fromkeys(m for run in runs for m in sorted((float(t) for t in run.fronts), key=_telling))
+    ends = [key for run in runs for key in run.front(run.minutes)]
+    rest = [k for m in sorted(moments, key=_telling) for run in runs for k in run.fronts.get(f"{m:g}", ())]
+    return list(dict.fromkeys([DENSE, EIGHT, *ends, *rest]))
+
+
+def _telling(minutes: float) -> tuple[int, float]:
+    order = (5.0, 10.0, 2.0, 1.0, 3.0, 20.0, 0.5, 7.5, 1.5, 15.0)
+    return (order.index(minutes) if minutes in order else len(order), minutes)

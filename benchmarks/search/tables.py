@@ -1,0 +1,223 @@
+"""The page of results: what came out, what is missing, and which goals are met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from arms.table import ARMS
+from compare import Ratio, Span, distances, latency_at, median, sooner, time_to, volume
+from outcome import DENSE, EIGHT, Outcome
+from pictures import draw_ends, draw_time
+from runs import Run
+from works import WORKS, Work
+
+TARGETS = (0.90, 0.95, 0.99)
+#: How much accuracy a shipped network may lose.
+LOSS = 0.01
+OURS, TP = "ours", "torch-pruning"
+
+
+def page(outcomes: Mapping[str, Outcome], folder: Path) -> str:
+    """The results of all works as Markdown; draws the pictures beside it."""
+    lines = ["# Searchers beside each other", ""]
+    lines += ["Written by `python benchmarks/search/run.py --report`; how it is done: [README](../README.md).", ""]
+    for name, outcome in outcomes.items():
+        lines += section(WORKS[name], outcome, folder)
+    return "\n".join(lines if outcomes else [*lines, "Nothing has been run yet.", ""])
+
+
+def section(work: Work, outcome: Outcome, folder: Path) -> list[str]:
+    """One work."""
+    minutes = outcome.runs[0].minutes
+    lines = [f"## {work.title}", "", *ground(work, outcome, minutes)]
+    best = outcome.best()
+    if len(best) == 0:
+        return [*lines, "No front is judged yet.", ""]
+    curves = {(run.arm, run.seed): outcome.curve(run) for run in outcome.runs}
+    full = volume(best)
+    lines += [f"Reference set: {len(best)} points over all arms and seeds, hypervolume {full:.4f}.", ""]
+    lines += [*over_time(outcome, curves, full, minutes), "", *against(outcome, curves, full, minutes), ""]
+    draw_time(outcome, curves, full, folder / f"{work.name}-time.png", work.title)
+    lines += [f"![Hypervolume over time]({work.name}-time.png)", ""]
+    lines += [*ends(outcome, best), ""]
+    if any("test" in found for key, found in outcome.finals.items() if key not in (DENSE, EIGHT)):
+        lines += [*shipped(outcome), "", *against_torch_pruning(outcome), ""]
+    draw_ends(outcome, folder / f"{work.name}-fronts.png", work.title)
+    return [*lines, f"![Last fronts]({work.name}-fronts.png)", ""]
+
+
+def ground(work: Work, outcome: Outcome, minutes: float) -> list[str]:
+    """What all runs share, and what is missing."""
+    runs, finals = outcome.runs, outcome.finals
+    commits = sorted({run.commit for run in runs})
+    loads = [load for run in runs for load in run.load]
+    lines = [
+        f"{len(runs)} runs of {minutes:g} minutes on one core each, dense weights {runs[0].dense_sha256[:12]}, commits "
+        f"{', '.join(commits)}; load per core when they began and ended {min(loads):.1f} to {max(loads):.1f}. Final "
+        f"recovery: {work.final_epochs:g} epoch{'' if work.final_epochs == 1 else 's'} with distillation for every member.",
+    ]
+    if outcome.known(DENSE) and outcome.known(EIGHT):
+        dense, eight = finals[DENSE], finals[EIGHT]
+        lines += [
+            f"Selection split: dense {100 * dense['selection']:.2f}%; 8 bits alone {100 * eight['selection']:.2f}% at "
+            f"{eight['ratio']:.3f} of the latency."
+        ]
+    keys = {key for run in runs for front in run.fronts.values() for key in front}
+    missing, failed = sum(not outcome.known(key) for key in keys), sum("failed" in finals.get(key, {}) for key in keys)
+    noisy = sum(bool(finals.get(key, {}).get("noisy")) for key in keys)
+    lines += [
+        f"{len(keys)} candidates were on a returned front: {missing} are not judged yet, {failed} failed in the final "
+        f"recovery, {noisy} readings stayed noisy. A moment of which a member is not judged is left out."
+    ]
+    notes = sum(len(run.notes) for run in runs if run.arm != "moasha")
+    if notes:
+        lines += [f"Notes of runs, such as candidates that could not be built: {notes}; see their records."]
+    return [" ".join(lines), ""]
+
+
+def over_time(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: float, minutes: float) -> list[str]:
+    """Time to targets, and hypervolume at moments, for each arm."""
+    moments = [m for m in (1.0, 2.0, 5.0, 10.0, minutes) if m <= minutes]
+    header = ["arm", "seeds", "judgements", *(f"{100 * t:.0f}%" for t in TARGETS), *(f"{m:g} min" for m in moments)]
+    rows = []
+    for arm in ordered(outcome):
+        runs = outcome.of(arm)
+        times = [[time_to(curves[arm, run.seed], share * full) for run in runs] for share in TARGETS]
+        shares = [[curves[arm, run.seed].get(m) for run in runs] for m in dict.fromkeys(moments)]
+        known = [[value / full for value in some if value is not None] for some in shares]
+        rows.append(
+            [ARMS[arm].title, len(runs), f"{median([len(run.steps) for run in runs]).value:g}"]
+            + [told_times(some, minutes) for some in times]
+            + [told(median(some), 3) if some else "not judged" for some in known]
+        )
+    words = [
+        "Minutes to so much of the reference hypervolume, and share of it at moments: median over seeds, and its 95% "
+        "bootstrap interval in brackets, which of so few seeds is about their range. *n of m* seeds never got there: "
+        "they are censored, and a median among them is told as more than the run. Candidates may be judged more than "
+        "once, at rising training.",
+        "",
+    ]
+    return words + table(list(dict.fromkeys(header)), rows)
+
+
+def against(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: float, minutes: float) -> list[str]:
+    """How much sooner, and how much better at equal time, ours is than each other arm, over paired seeds."""
+    rows = []
+    for arm in ordered(outcome):
+        seeds = outcome.complete_seeds(OURS, arm)
+        if arm == OURS or not seeds:
+            continue
+        cells: list[str] = []
+        for share in TARGETS:
+            a, b = ([time_to(curves[name, seed], share * full) for seed in seeds] for name in (OURS, arm))
+            cells.append(told_ratio(sooner(a, b, minutes)))
+        for moment in dict.fromkeys((min(5.0, minutes), minutes)):
+            pairs = [(curves[OURS, s].get(moment), curves[arm, s].get(moment)) for s in seeds]
+            found = [x / y if y else math.inf for x, y in pairs if x is not None and y is not None]
+            cells.append(told(median(found), 2) if found else "not judged")
+        rows.append([ARMS[arm].title, len(seeds), *cells])
+    if not rows:
+        return []
+    moments = [f"hypervolume at {m:g} min" for m in dict.fromkeys((min(5.0, minutes), minutes))]
+    words = ["Ours against each other arm, paired by seed: times sooner at a target, and ratio of hypervolumes.", ""]
+    return words + table(["arm", "seeds", *(f"sooner at {100 * t:.0f}%" for t in TARGETS), *moments], rows)
+
+
+def ends(outcome: Outcome, best: Sequence) -> list[str]:
+    """How far the last fronts are from the reference set."""
+    rows = []
+    for arm in ordered(outcome):
+        found = [points for run in outcome.of(arm) if (points := outcome.end(run)) is not None]
+        if found:
+            pairs = [distances(points, best) for points in found]
+            igd, epsilon = (told(median([pair[i] for pair in pairs]), 4) for i in (0, 1))
+            rows.append([ARMS[arm].title, len(found), igd, epsilon])
+    words = ["Distance of the last fronts from the reference set, in the box's units; 0 is as good.", ""]
+    return words + table(["arm", "seeds", "IGD+", "additive ε"], rows)
+
+
+def shipped(outcome: Outcome) -> list[str]:
+    """Latency at a loss of at most one point, chosen on the selection split, with its loss on the test split."""
+    dense, eight = outcome.finals[DENSE], outcome.finals[EIGHT]
+    rows = []
+    for arm in ordered(outcome):
+        keys = [outcome.shipped(run, LOSS) for run in outcome.of(arm)]
+        good = [outcome.finals[key] for key in keys if key is not None and "test" in outcome.finals[key]]
+        if not good:
+            rows.append([ARMS[arm].title, f"0 of {len(keys)}", "", "", ""])
+            continue
+        ratios = [found["ratio"] for found in good]
+        losses = [100 * (dense["test"] - found["test"]) for found in good]
+        of_eight = [ratio / eight["ratio"] for ratio in ratios]
+        cells = [told(median(ratios), 3), told(median(of_eight), 2), told(median(losses), 2)]
+        rows.append([ARMS[arm].title, f"{len(good)} of {len(keys)}", *cells])
+    words = [
+        f"The fastest member of the last front that loses at most {100 * LOSS:g} point on the selection split; the test "
+        f"split (dense {100 * dense['test']:.2f}%, 8 bits alone {100 * eight['test']:.2f}%) was opened afterwards.",
+        "",
+    ]
+    return words + table(["arm", "seeds with one", "latency / dense", "of 8 bits alone", "test loss, points"], rows)
+
+
+def against_torch_pruning(outcome: Outcome) -> list[str]:
+    """Our latency over Torch-Pruning's at no more loss than each of its networks has, on the test split."""
+    rows, seeds = [], outcome.complete_seeds(OURS, TP)
+    for seed in seeds:
+        ours = next(run for run in outcome.of(OURS) if run.seed == seed)
+        theirs = next(run for run in outcome.of(TP) if run.seed == seed)
+        mine = outcome.end(ours, "test")
+        if mine is None:
+            continue
+        for key in theirs.front(theirs.minutes):
+            point = outcome.points([key], "test")
+            if point is not None and len(point) and point[0, 0] <= 1.0:
+                loss = 100 * (outcome.finals[DENSE]["test"] - outcome.finals[key]["test"])
+                found = latency_at(mine, point[0, 0])
+                share = f"{found / point[0, 1]:.2f}" if math.isfinite(found) else "none as accurate"
+                rows.append([seed, f"{loss:.2f}", f"{point[0, 1]:.3f}", f"{found:.3f}", share])
+    if not rows:
+        return []
+    words = ["Our fastest network that is no less accurate than each of Torch-Pruning's on the test split.", ""]
+    header = ["seed", "its test loss, points", "its latency / dense", "ours", "ours / its"]
+    return words + table(header, sorted(rows, key=lambda row: (row[0], float(row[1]))))
+
+
+def ordered(outcome: Outcome) -> list[str]:
+    """Arms that ran: ours and its parts, then the others."""
+    mine = [arm for arm in ARMS if arm.startswith(OURS)]
+    return [arm for arm in (*mine, *(a for a in ARMS if a not in mine)) if arm in outcome.arms]
+
+
+def told(span: Span, digits: int) -> str:
+    """A median with its interval; `inf` as it is."""
+    return f"{span.value:.{digits}f} [{span.low:.{digits}f}, {span.high:.{digits}f}]"
+
+
+def told_times(times: Sequence[float], minutes: float) -> str:
+    """Median minutes with their interval, and how many seeds never got there."""
+    never = sum(math.isinf(time) for time in times)
+    span = median(times)
+    shown = [f"{value:g}" if math.isfinite(value) else f"> {minutes:g}" for value in span]
+    text = f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    return f"{text}, {never} of {len(times)} never" if never else text
+
+
+def told_ratio(ratio: Ratio) -> str:
+    """Times sooner, as a bound where someone never got there."""
+    if ratio.bound == "?":
+        return "neither got there in every seed"
+    sign = {">": "≥ ", "<": "≤ ", "": ""}[ratio.bound]
+    return f"{sign}{told(ratio.span, 1)}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+
+
+def run_of(outcome: Outcome, arm: str, seed: int) -> Run:
+    """One run."""
+    return next(run for run in outcome.of(arm) if run.seed == seed)
