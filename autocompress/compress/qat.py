@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.calibrate import Observer, check_calibration, passes
 from autocompress.compress.fake_quantize import Blocks, Grids, Step, input_step, unwrap, weight_step, wrap
+from autocompress.compress.fit import Hook
 from autocompress.compress.grids import (
     Grid,
     activation_grid,
@@ -22,7 +23,7 @@ from autocompress.compress.grids import (
     smallest_scales,
     weight_scales,
 )
-from autocompress.compress.train import Hook, Trainer
+from autocompress.compress.train import Trainer
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs, apply, batch_size, call
 from autocompress.records import LayerBits, Quantizer

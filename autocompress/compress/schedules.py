@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from autocompress.compress.factorize import factorize
+from autocompress.compress.fit import Hook
 from autocompress.compress.fresh import redrawn
 from autocompress.compress.gradual import MovingMasks, cubic
 from autocompress.compress.masks import FixedMasks, Masks, known_layer, make_masks, masked_weight
@@ -20,7 +21,7 @@ from autocompress.compress.patterns import at_level, check_fits, zeros_asked
 from autocompress.compress.prune import cut_channels
 from autocompress.compress.sparse_training import Rewiring
 from autocompress.compress.statistics import Statistics, collect_statistics
-from autocompress.compress.train import Hook, Trainer
+from autocompress.compress.train import Trainer
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs
 from autocompress.records import (

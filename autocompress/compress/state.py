@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -29,12 +30,20 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def _digest(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    """That of the tensors alone where there are no notes."""
+    content = tensors_digest(tensors)
+    if not notes:
+        return content
+    return hashlib.sha256(json.dumps([content, sorted(notes.items())]).encode()).hexdigest()
+
+
 def module_digest(module: nn.Module) -> str:
     """sha256, in hex, of all weights and buffers that the module keeps."""
     return tensors_digest(module.state_dict())
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, notes: Mapping[str, str] | None = None) -> None:
     """Write named tensors to a safetensors file that carries its own content hash.
 
     The file appears under its name only when it is complete: written beside it, synchronized, renamed.
@@ -42,13 +51,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     Args:
         tensors: name -> tensor; tied tensors are written once per name.
         path: the file; its folder must exist.
+        notes: what the tensors are, name -> text; under the hash too. `load_noted` gives them back.
 
     Raises:
         OSError: the folder is missing or the disk is full; nothing is left under `path`.
     """
     path = Path(path)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = save(plain, metadata={_HASH: tensors_digest(plain)})
+    told = dict(notes or {})
+    data = save(plain, metadata={**told, _HASH: _digest(plain, told)})
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -72,24 +83,34 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CompressionError: the file is missing, is no safetensors file, or its content does not fit its hash.
     """
+    return load_noted(path)[0]
+
+
+def load_noted(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file that `save_tensors` wrote, and its notes.
+
+    Raises:
+        CompressionError: the file is missing, is no safetensors file, or its content does not fit its hash.
+    """
     path = Path(path)
     if not path.is_file():
         raise CompressionError(f"expected a safetensors file, got {path}, which does not exist")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            expected = (file.metadata() or {}).get(_HASH)
+            notes = dict(file.metadata() or {})
+            expected = notes.pop(_HASH, None)
     except (SafetensorError, OSError) as error:
         raise CompressionError(
             f"{path} cannot be read as safetensors ({error}); delete it to have it made anew"
         ) from error
-    got = tensors_digest(tensors)
+    got = _digest(tensors, notes)
     if got != expected:
         raise CompressionError(
             f"{path}: expected content with sha256 {expected}, got {got}; the file was changed after it was written; "
             "delete it to have it made anew"
         )
-    return tensors
+    return tensors, notes
 
 
 def save_module(module: nn.Module, path: str | Path) -> None:

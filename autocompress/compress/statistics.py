@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.activations import Activations
+from autocompress.compress.fit import batches as iterate
 from autocompress.compress.state import load_tensors, save_tensors
-from autocompress.compress.train import batches as iterate
 from autocompress.errors import CompressionError
 from autocompress.inputs import forward
 from autocompress.rng import derive_seed

@@ -1,114 +1,35 @@
 """Training: the base model, the recovery of a compressed one, and its normalization statistics.
 
 No function changes the module it is given, nor torch's global random state.
-
-References:
-    Smith and Topin, 2019, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates".
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.checkpoint import Checkpoint, Trained, restore, snapshot
 from autocompress.compress.distil import lesson
 from autocompress.compress.fast import as_fast, fast_layout, plain_layout, run
+from autocompress.compress.fit import Guard, Hook, Trail, fit, full_batches, steps_per_epoch
+from autocompress.compress.patience import Patience
 from autocompress.errors import CompressionError
 from autocompress.inputs import Inputs, call, output_of
 from autocompress.records import Distillation, Response
 from autocompress.rng import derive_seed
-from autocompress.task import Task, fetch
+from autocompress.task import Task, size
 
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-Guard = Callable[[], AbstractContextManager[None]]
-_MOMENTUM = 0.9
-_WARMUP = 0.2
 #: Of the learning rate under SGD. Without its normalization layers a network diverges at the usual one: of a small
 #: residual network on digits, 98.4% accurate, training through 4- and 8-bit grids left 10 to 92% at 1 and 0.3 times
 #: it, 97.6 to 98.4% at 0.1; sharing values ended in NaN at 1.
 _FOLDED = 0.1
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
-class Hook(Protocol):
-    """Acts, in place, on the network that is being trained: a copy, which nobody else sees before training ends.
-
-    In every step the hooks are called in their order, at each of the three points::
-
-        before_forward, forward and backward, before_update, the optimizer's step, after_update
-    """
-
-    def before_forward(self, module: nn.Module, step: int, steps: int) -> None:
-        """Before step `step`, counted from 0, of `steps`."""
-
-    def before_update(self, module: nn.Module, step: int, steps: int) -> None:
-        """Gradients are there, weights are not yet changed. Gradients are clipped after it."""
-
-    def after_update(self, module: nn.Module, step: int, steps: int) -> None:
-        """The optimizer has changed the weights."""
-
-    def finish(self, module: nn.Module) -> None:
-        """After the last step; also called where there are no steps at all."""
-
-
-@runtime_checkable
-class StateHook(Protocol):
-    """A hook that also wants to know the optimizer, such as to clear the momentum of a weight that starts anew."""
-
-    def begin(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Before the first step."""
-
-
-def batches(dataset: Dataset[Any], batch_size: int, *, shuffle: bool, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
-    """One pass over a dataset.
-
-    Args:
-        dataset: map-style.
-        batch_size: examples per batch; the last batch may be smaller.
-        shuffle: in an order drawn from `seed`; otherwise in the dataset's own.
-        seed: of the order. What the dataset itself draws (augmentation) comes from torch's global generator.
-
-    Yields:
-        Inputs, tensors of shape (n, ...), and targets of shape (n, ...).
-
-    Raises:
-        ValueError: batch_size < 1, or a dataset without length.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if not isinstance(dataset, Sized):
-        raise ValueError(f"dataset: expected one with a length, got {type(dataset).__name__}")
-    size = len(dataset)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(size)
-    for indices in torch.split(order, batch_size):
-        yield fetch(dataset, indices)
-
-
-def one_cycle(step: int, steps: int, peak: float) -> float:
-    """Learning rate at a step: a linear rise over the first fifth, then a cosine fall that ends just above zero.
-
-    Args:
-        step: from 0 to steps - 1.
-        steps: in all, at least 1.
-        peak: the highest rate.
-
-    Returns:
-        In (0, peak].
-    """
-    rise = max(1, round(_WARMUP * steps))
-    if step < rise:
-        return peak * (step + 1) / rise
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step + 1 - rise) / (steps + 1 - rise)))
 
 
 def train_base(
@@ -133,10 +54,27 @@ def train_base(
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         return task.loss(output_of(run(student, inputs)), targets)
 
-    steps = recipe.epochs * _steps_per_epoch(task)
-    return _fit(
+    steps = recipe.epochs * steps_per_epoch(task)
+    return fit(
         task, module, loss, steps=steps, peak=recipe.learning_rate, seed=derive_seed(seed, "base"), on_epoch=on_epoch
-    )
+    ).module
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training went.
+
+    Attributes:
+        planned: optimizer steps that were asked for.
+        taken: that were taken, now or before.
+        reused: of those taken, the ones that an earlier training had taken.
+        stopped: it ended early, because its losses fell no more.
+    """
+
+    planned: int
+    taken: int
+    reused: int
+    stopped: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +88,10 @@ class Trainer:
         epochs: passes over the training split, may be a fraction; 0 trains nothing.
         seed: of the order of examples, of augmentation and of dropout.
         guard: every optimizer step runs inside ``with guard():``.
+        checkpoint: what the candidate was trained before is taken up from it, and what it is trained now is kept in
+            it. For a candidate that trains once, with hooks that keep no state.
+        patience: ends a training when its losses fall no more; None trains to the end.
+        report: called after every training.
 
     Raises:
         CompressionError: `epochs` is negative or not finite.
@@ -161,6 +103,9 @@ class Trainer:
     epochs: float
     seed: int
     guard: Guard = nullcontext
+    checkpoint: Checkpoint | None = None
+    patience: Patience | None = None
+    report: Callable[[Training], None] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no number of epochs."""
@@ -179,7 +124,7 @@ class Trainer:
     def steps(self, share: float = 1.0) -> int:
         """Optimizer steps in `share` of the epochs: at least one, unless there are no epochs."""
         epochs = self.epochs * share
-        return max(1, round(epochs * _steps_per_epoch(self.task))) if epochs > 0.0 else 0
+        return max(1, round(epochs * steps_per_epoch(self.task))) if epochs > 0.0 else 0
 
     def train(
         self,
@@ -210,17 +155,31 @@ class Trainer:
         seed = derive_seed(self.seed, "recover", key)
         example = self.task.example_input()
         loss = lesson(self.distillation, self.task, self.teacher, module, example, seed=derive_seed(seed, "lesson"))
-        return _fit(
+        helpers = loss.parameters()
+        before = self.checkpoint.trained(steps, snapshot(module, helpers)) if self.checkpoint and steps else None
+        done = 0 if before is None else before.steps
+        if before is not None:
+            module = copy.deepcopy(module)
+            restore(before.tensors, module, helpers)
+        fitted = fit(
             self.task,
             module,
             loss,
-            steps=steps,
+            steps=steps - done,
             peak=self.task.recovery_learning_rate if peak is None else peak,
-            seed=seed,
-            helpers=loss.parameters(),
+            seed=derive_seed(seed, "from", done) if done else seed,
+            helpers=helpers,
             hooks=hooks,
             guard=self.guard,
+            trail=Trail(self.checkpoint, done, steps) if self.checkpoint else None,
+            patience=self.patience,
         )
+        reused = 0 if before is None else before.taken
+        if self.checkpoint is not None and steps > done:
+            self.checkpoint.keep(Trained(steps, reused + fitted.taken, snapshot(fitted.module, helpers)))
+        if self.report is not None:
+            self.report(Training(steps, reused + fitted.taken, reused, fitted.stopped))
+        return fitted.module
 
 
 def recalibrate_bn(
@@ -250,113 +209,14 @@ def recalibrate_bn(
         part.momentum = None  # torch's word for a cumulative average
         part.train()
     fast_layout(result)
-    source = _full_batches(task, batch_size, seed=derive_seed(0, "recalibrate"))
+    source = full_batches(task, batch_size, seed=derive_seed(0, "recalibrate"))
     # Float32 throughout: these statistics are folded into the weights that ship.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(0, "recalibrate", "augment"))
-        for _ in range(min(batches, max(1, _size(task) // batch_size))):
+        for _ in range(min(batches, max(1, size(task.train) // batch_size))):
             with guard():
                 inputs, _targets = next(source)
                 call(result, as_fast(inputs))
     for part, momentum in zip(norms, momenta, strict=True):
         part.momentum = momentum
     return plain_layout(result.eval())
-
-
-def _fit(
-    task: Task,
-    module: nn.Module,
-    loss: Callable[[nn.Module, Inputs, Tensor], Tensor],
-    *,
-    steps: int,
-    peak: float,
-    seed: int,
-    helpers: Sequence[nn.Parameter] = (),
-    hooks: Sequence[Hook] = (),
-    guard: Guard = nullcontext,
-    on_epoch: Callable[[int, float], None] | None = None,
-) -> nn.Module:
-    """One cycle of `steps` steps on a copy of `module`, and on what helps the loss."""
-    student = copy.deepcopy(module)
-    if steps:
-        frozen = [parameter for parameter in student.parameters() if not parameter.requires_grad]
-        fast_layout(student.train())
-        for parameter in frozen:
-            parameter.requires_grad_(parameter.is_floating_point())
-        own = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        optimizer = _optimizer(task, own, helpers, peak)
-        for hook in hooks:
-            if isinstance(hook, StateHook):
-                hook.begin(student, optimizer)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(derive_seed(seed, "global"))
-            per_epoch = _steps_per_epoch(task)
-            total = 0.0
-            source = _endless(task, seed)
-            for step in range(steps):
-                with guard():
-                    inputs, targets = next(source)
-                    for group in optimizer.param_groups:
-                        group["lr"] = one_cycle(step, steps, peak)
-                    optimizer.zero_grad(set_to_none=True)
-                    for hook in hooks:
-                        hook.before_forward(student, step, steps)
-                    value = loss(student, inputs, targets)
-                    if not torch.isfinite(value):
-                        raise CompressionError(
-                            f"training of {task.name!r}: expected a finite loss, got {value.item()} at step {step + 1} "
-                            f"of {steps}; lower the learning rate (its peak is {peak})"
-                        )
-                    torch.autograd.backward(value)
-                    for hook in hooks:
-                        hook.before_update(student, step, steps)
-                    if task.recipe.clip is not None:
-                        nn.utils.clip_grad_norm_(own, task.recipe.clip)
-                    optimizer.step()
-                    for hook in hooks:
-                        hook.after_update(student, step, steps)
-                total += value.item()
-                if on_epoch is not None and (step + 1) % per_epoch == 0:
-                    on_epoch((step + 1) // per_epoch, total / per_epoch)
-                    total = 0.0
-        student.zero_grad(set_to_none=True)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    for hook in hooks:
-        hook.finish(student)
-    return plain_layout(student.eval())
-
-
-def _optimizer(
-    task: Task, own: Sequence[nn.Parameter], helpers: Sequence[nn.Parameter], peak: float
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer for the network's parameters and for those that only help to train it."""
-    groups: list[dict[str, Any]] = [{"params": own, "weight_decay": task.recipe.weight_decay}]
-    if helpers:
-        groups.append({"params": helpers, "weight_decay": 0.0})
-    if task.recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=peak)
-    return torch.optim.SGD(groups, lr=peak, momentum=_MOMENTUM, nesterov=True)
-
-
-def _steps_per_epoch(task: Task) -> int:
-    """Full batches in the training split; one if it is smaller than a batch."""
-    return max(1, _size(task) // task.recipe.batch_size)
-
-
-def _size(task: Task) -> int:
-    return len(task.train) if isinstance(task.train, Sized) else 0
-
-
-def _full_batches(task: Task, batch_size: int, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
-    """One shuffled pass without the smaller last batch, on which BatchNorm's statistics would be poor or undefined."""
-    count = max(1, _size(task) // batch_size)
-    return islice(batches(task.train, batch_size, shuffle=True, seed=seed), count)
-
-
-def _endless(task: Task, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
-    """Epoch after epoch, each in its own order."""
-    epoch = 0
-    while True:
-        yield from _full_batches(task, task.recipe.batch_size, derive_seed(seed, "epoch", epoch))
-        epoch += 1

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autocompress.compress.fit import Hook
 from autocompress.compress.fresh import redrawn
 from autocompress.compress.gradual import MovingMasks, cubic, update_steps
 from autocompress.compress.masks import FixedMasks, Masks, masked_weight
@@ -18,7 +19,7 @@ from autocompress.compress.schedules import iterative, recover
 from autocompress.compress.state import module_digest
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.structure import find_structure
-from autocompress.compress.train import Hook, Trainer
+from autocompress.compress.train import Trainer
 from autocompress.errors import InfeasibleError
 from autocompress.records import (
     Adaptive,

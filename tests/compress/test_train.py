@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from autocompress.compress.engine import build
+from autocompress.compress.fit import batches, one_cycle
 from autocompress.compress.masks import FixedMasks, Masks
 from autocompress.compress.state import load_module, module_digest, save_module, save_tensors, tensors_digest
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import evaluate, find_structure
-from autocompress.compress.train import Trainer, batches, one_cycle, recalibrate_bn, train_base
+from autocompress.compress.train import Trainer, recalibrate_bn, train_base
 from autocompress.errors import CompressionError, TaskError
 from autocompress.inputs import forward
 from autocompress.models.resnet import resnet_cifar

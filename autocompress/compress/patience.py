@@ -1,0 +1,82 @@
+"""When a training ends by itself: its losses fall no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autocompress.errors import CompressionError
+
+
+@dataclass(frozen=True)
+class Patience:
+    r"""Ends a cycle whose smoothed loss has stopped falling, by a short fall of the learning rate to zero.
+
+    The planned steps are divided into `blocks` blocks of equal length, and the loss is averaged over each. Let
+    :math:`m_i` be the mean of block i and :math:`w` the first one after the `warmup`. The cycle ends after block i if
+
+    .. math:: \min_{i - n < j \le i} m_j > (1 - \delta) \min_{w \le j \le i - n} m_j
+
+    with n = `wait` blocks and δ = `improvement`. In place of what is left of it come `tail_share` times the planned
+    steps in which the learning rate falls linearly to zero, so that the network is annealed in any case. A cycle that
+    would end about as soon by itself goes on as planned.
+
+    Attributes:
+        improvement: relative fall of the mean loss that counts as one.
+        blocks: into which the planned steps are divided.
+        wait: blocks without such a fall.
+        warmup: share of the planned steps that are not looked at, in which the learning rate rises.
+        tail_share: share of the planned steps in which it falls at the end.
+
+    Raises:
+        CompressionError: a value out of range.
+    """
+
+    improvement: float = 0.01
+    blocks: int = 20
+    wait: int = 4
+    warmup: float = 0.2
+    tail_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if not 0.0 <= self.improvement < 1.0:
+            raise CompressionError(f"patience.improvement: expected a share in [0, 1), got {self.improvement}")
+        if self.blocks < 2:
+            raise CompressionError(f"patience.blocks: expected at least 2, got {self.blocks}")
+        if not 1 <= self.wait < self.blocks:
+            raise CompressionError(f"patience.wait: expected 1 to {self.blocks - 1} blocks, got {self.wait}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise CompressionError(f"patience.warmup: expected a share in [0, 1), got {self.warmup}")
+        if not 0.0 < self.tail_share < 1.0:
+            raise CompressionError(f"patience.tail_share: expected a share in (0, 1), got {self.tail_share}")
+
+    def tail(self, losses: Sequence[float], steps: int) -> int | None:
+        """The step at which the last fall of the learning rate begins; None if the cycle goes on as planned.
+
+        Args:
+            losses: of the steps until now, in their order. More of them never change an answer that was given.
+            steps: planned.
+        """
+        block = steps // self.blocks
+        if block == 0:
+            return None  # a block of less than a step says nothing
+        first = -(-round(self.warmup * steps) // block)
+        means: list[float] = []
+        for end in range((first + 1) * block, len(losses) + 1, block):
+            means.append(sum(losses[end - block : end]) / block)
+            if end + self.tail_steps(steps) >= steps:
+                return None
+            if len(means) > self.wait:
+                before, lately = min(means[: -self.wait]), min(means[-self.wait :])
+                if lately > (1.0 - self.improvement) * before:
+                    return end
+        return None
+
+    def tail_steps(self, steps: int) -> int:
+        """Length of the last fall, at least one step."""
+        return max(1, round(self.tail_share * steps))
+
+    def fall(self, step: int, steps: int) -> float:
+        """Share of the learning rate at step `step` of the last fall, counted from 0: in (0, 1)."""
+        return 1.0 - (step + 1) / (self.tail_steps(steps) + 1)
