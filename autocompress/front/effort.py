@@ -104,7 +104,9 @@ def steps(trials: Iterable[TrialRecord]) -> list[Step]:
 def _told(trial: TrialRecord) -> Iterator[tuple[datetime, Mapping[str, float] | None]]:
     """When the ledger was told of the trial, and what of the time before is accounted for; None if nothing can be."""
     results: list[tuple[datetime | None, RungResult | Measurement | None]] = [(r.judged, r) for r in trial.rungs]
-    if trial.measurement is not None or trial.state == "failed" or (trial.state == "stopped" and not trial.rungs):
+    # Stopped while it waited at a rung, it did nothing since; stopped at the end of the time, it was running.
+    waited = trial.state == "stopped" and trial.rungs and not trial.reason.startswith("time")
+    if trial.state in ("complete", "failed", "stopped") and not waited:
         results.append((trial.finished, trial.measurement))
     for end, result in results:
         if end is None:

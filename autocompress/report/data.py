@@ -8,6 +8,7 @@ from datetime import datetime
 from pydantic import Field
 
 from autocompress.front.selection import Point, aliases
+from autocompress.front.summary import SearchSummary, summarize
 from autocompress.records import (
     FIXED,
     Agreement,
@@ -22,6 +23,7 @@ from autocompress.records import (
     ObjectiveName,
     Record,
     RuntimeGraph,
+    SearchLog,
     Structure,
     TimeProfile,
     TrialRecord,
@@ -50,6 +52,10 @@ class ReportData(Record):
         how: paragraphs that say how it was measured: splits, recovery, protocol.
         lineage: what the models came from.
         seconds: part of the run -> wall time, in the order in which they are to be shown.
+        total: candidates asked for; None for as many as there are.
+        workers: candidates of the search at once.
+        time_s: budget of time of the search; None without one.
+        log: what the search decided by itself.
         created: when the report was made.
     """
 
@@ -67,7 +73,28 @@ class ReportData(Record):
     how: tuple[str, ...] = ()
     lineage: Lineage | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
+    total: int | None = None
+    workers: int = 1
+    time_s: float | None = None
+    log: SearchLog = SearchLog()
     created: datetime | None = None
+
+    def summary(self) -> SearchSummary:
+        """The search in numbers.
+
+        Raises:
+            ValueError: trials are not comparable; see :func:`autocompress.front.indicators.trace`.
+        """
+        return summarize(
+            self.trials,
+            self.baseline,
+            self.objectives,
+            self.metrics,
+            total=self.total,
+            workers=self.workers,
+            time_s=self.time_s,
+            log=self.log,
+        )
 
 
 class FrontRow(Record):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from autocompress.front.dominance import non_dominated
-from autocompress.front.indicators import TracePoint
 from autocompress.records import Estimate, TrialRecord, minimized
 from autocompress.report.data import FrontRow, ReportData, champion_first, dense_row
 from autocompress.report.words import LABELS, cost, percent, percent_interval, times
@@ -47,8 +46,13 @@ def front_figure(data: ReportData, rows: Sequence[FrontRow], objective: str) -> 
     x_range = [0.0, right]
     layout = base_layout()
     layout["xaxis"] |= {"title": axis_title(unit.label), "range": x_range}
-    y_range = [100 * (low - pad), 100 * (high + pad * (1 + lines))]
-    layout["yaxis"] |= {"title": axis_title("accuracy (%)"), "range": y_range}
+    # Above the points is room for names. No accuracy is over 100%, so that no number stands there.
+    beyond = (number for step in (20, 10, 5, 2, 1, 0.5, 0.2, 0.1) for number in _above(100, step, 20))
+    layout["yaxis"] |= {
+        "title": axis_title("accuracy (%)"),
+        "range": [100 * (low - pad), 100 * (high + pad * (1 + lines))],
+        "labelalias": dict.fromkeys((text for n in beyond for text in (f"{n:g}", f"{n:.1f}")), " "),
+    }
     layout["xaxis2"] = layout["xaxis"] | {
         "title": axis_title("latency relative to dense (×)" if objective == "latency_ms" else "relative to dense (×)"),
         "overlaying": "x",
@@ -76,30 +80,6 @@ def hidden_trials(data: ReportData, figure: Figure, objective: str) -> int:
             y = 100 * trial.measurement.values["accuracy"].value
             count += not (left <= x <= right and bottom <= y <= top)
     return count
-
-
-def hypervolume_figure(points: Sequence[TracePoint]) -> Figure:
-    """Normalised hypervolume of the search's front over the time in which trials ran."""
-    span = points[-1].seconds if points else 0.0
-    scale, unit = (1.0, "s") if span < 180 else (60.0, "min") if span < 3 * 3600 else (3600.0, "h")
-    x = [0.0, *(p.seconds / scale for p in points)]
-    y = [0.0, *(p.hypervolume for p in points)]
-    layout = base_layout()
-    layout["xaxis"] |= {"title": axis_title(f"time searching ({unit})"), "range": [0.0, 1.02 * max(x[-1], 1e-9)]}
-    layout["yaxis"] |= {"title": axis_title("hypervolume (share)"), "range": [0.0, min(1.0, 1.15 * max(y[-1], 0.05))]}
-    layout["showlegend"] = False
-    line = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": x,
-        "y": y,
-        "line": {"shape": "hv", "color": "@accent", "width": 2},
-        "fill": "tozeroy",
-        "fillcolor": "@wash",
-        "customdata": [0, *(p.trials for p in points)],
-        "hovertemplate": "%{y:.4f} after %{customdata} trials, %{x:.2f} " + unit + "<extra></extra>",
-    }
-    return {"data": [line], "layout": layout}
 
 
 class _Unit:
@@ -130,6 +110,10 @@ def _cost(row: FrontRow, objective: str) -> Estimate:
 def axis_title(text: str) -> Figure:
     """Title of an axis."""
     return {"text": text, "standoff": 10, "font": {"color": "@muted", "size": 12.5}}
+
+
+def _above(start: float, step: float, most: int) -> list[float]:
+    return [round(start + step * k, 6) for k in range(1, most + 1)]
 
 
 def base_layout() -> Figure:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocompress.front.indicators import trace
+from autocompress.front.summary import SearchSummary
 from autocompress.records import FIXED, MAXIMIZED
-from autocompress.records.box import ERROR_MARGIN
 from autocompress.report.classes import class_section
 from autocompress.report.controls import control_section
 from autocompress.report.data import FrontRow, ReportData, champion, dense_row, finalist_rows
-from autocompress.report.figures import Figure, front_figure, hidden_trials, hypervolume_figure
+from autocompress.report.figures import Figure, front_figure, hidden_trials
 from autocompress.report.layers import layer_strips, layer_table
 from autocompress.report.markup import Html, join, tag
 from autocompress.report.metrics import agreement_section, metric_section
 from autocompress.report.runtime import runtime_section
+from autocompress.report.search_section import search_figures, search_section
 from autocompress.report.shell import page, write
 from autocompress.report.tables import facts, front_table, host_facts, lineage_facts, spans
 from autocompress.report.time_section import time_figures, time_section
@@ -54,14 +53,15 @@ def render(data: ReportData) -> str:
     # Drops of a class are no cost that a dense model pays as well; they have a section of their own.
     costs = [name for name in data.objectives if name in FIXED and name not in MAXIMIZED and name != "worst_class_drop"]
     figures = {f"front-{name}": front_figure(data, rows, name) for name in dict.fromkeys(["latency_ms", *costs])}
-    figures["hypervolume"] = hypervolume_figure(trace(data.trials, data.baseline, data.objectives, data.metrics))
+    summary = data.summary()
+    figures |= search_figures(summary)
     # Pictures of the fastest; tables for every model.
     timed = (1,) if data.times is not None and len(data.times.models) > 1 else ()
     if data.times is not None:
         figures |= time_figures(data.times, timed)
     body = tag(
         "main",
-        _header(data, rows),
+        _header(data, rows, summary),
         *(_front_section(data, figures[key], key) for key in figures if key.startswith("front-")),
         _table_section(data, rows, front),
         _layers_section(data, front),
@@ -71,7 +71,7 @@ def render(data: ReportData) -> str:
         class_section(front),
         agreement_section(front),
         control_section(front),
-        _search_section(data),
+        search_section(summary, data.trials),
         _how_section(data, front),
         _left_section(data),
         _footer(data),
@@ -79,7 +79,7 @@ def render(data: ReportData) -> str:
     return page(f"{data.study} · autocompress", body, figures)
 
 
-def _header(data: ReportData, rows: Sequence[FrontRow]) -> Html:
+def _header(data: ReportData, rows: Sequence[FrontRow], summary: SearchSummary) -> Html:
     best, dense = champion(rows), dense_row(data.baseline)
     title = (tag("p", "autocompress study", class_="kicker"), tag("h1", data.study))
     if best is None:
@@ -97,8 +97,7 @@ def _header(data: ReportData, rows: Sequence[FrontRow]) -> Html:
         f"{percent(best.size_ratio, 0)} of its size, with {change} on the {where} split."
         + (" Its latency reading is noisy." if best.noisy else "")
     )
-    failed = sum(t.state == "failed" for t in data.trials)
-    ended = sum(t.state in ("complete", "failed") for t in data.trials)
+    failed = summary.counts.get("failed", 0)
     on_front = sum(r.on_front for r in rows)
     took = f", {duration(sum(data.seconds.values()))}" if data.seconds else ""
     tiles = (
@@ -113,7 +112,11 @@ def _header(data: ReportData, rows: Sequence[FrontRow]) -> Html:
             times(best.size_ratio),
             f"{size(best.artifact.size_bytes)}, dense {size(dense.artifact.size_bytes)}",
         ),
-        ("Models on the front", str(on_front), f"of {plural(ended, 'trial')}, {failed} failed{took}"),
+        (
+            "Models on the front",
+            str(on_front),
+            f"of {plural(summary.begun, 'candidate')}, {failed} failed{took}",
+        ),
     )
     return tag(
         "header",
@@ -211,31 +214,6 @@ def _layers_section(data: ReportData, front: Sequence[FrontRow]) -> Html | None:
         key,
         layer_strips(front, data.structure),
         tag("details", tag("summary", "Layer by layer in numbers"), layer_table(front, data.structure)),
-    )
-
-
-def _search_section(data: ReportData) -> Html:
-    box = (
-        f"Share of the box between the ideal (no error, no cost) and the reference (dense error plus "
-        f"{100 * ERROR_MARGIN:.0f} points, dense cost) that the search's front dominates, on the validation split. "
-        "Pauses between an interruption and its resumption are left out."
-    )
-    failed = [t for t in data.trials if t.state == "failed"]
-    counted = Counter(t.reason.split(":")[0] or "unknown" for t in failed)
-    first = {t.reason.split(":")[0] or "unknown": t for t in reversed(failed)}
-    rest = None
-    if failed:
-        lines = facts(
-            (f"{count} × {kind}", f"first in trial {first[kind].number}: {first[kind].reason}")
-            for kind, count in counted.most_common()
-        )
-        rest = tag("details", tag("summary", f"{plural(len(failed), 'trial')} failed"), lines)
-    return tag(
-        "section",
-        tag("h2", "How the search went"),
-        tag("p", box, class_="note"),
-        tag("div", id="hypervolume", class_="plot low", role="img", aria_label="Hypervolume over time"),
-        rest,
     )
 
 

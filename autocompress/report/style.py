@@ -10,12 +10,16 @@ CSS = """
   --page: #f6f7f9; --surface: #ffffff; --ink: #1b2230; --muted: #5b6577; --rule: #e2e6ec; --faint: #9aa5b5;
   --accent: #1f62c4; --wash: rgba(31, 98, 196, .10); --dense: #b4540a; --eight: #4079cf; --float: #a9b3c1;
   --track: #eef1f5; --bad: #b42318;
+  --part-propose: #8a5fbf; --part-compress: #2f9e8f; --part-recover: #1f62c4; --part-export: #d98a1f;
+  --part-measure: #c2477f; --part-orchestration: #b4bdca;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #11151b; --surface: #181d25; --ink: #e5e9f0; --muted: #9aa6b8; --rule: #2a323e; --faint: #66748a;
     --accent: #6ea8fe; --wash: rgba(110, 168, 254, .14); --dense: #f0a35e; --eight: #4f86d8; --float: #6b788d;
     --track: #222933; --bad: #f97066;
+    --part-propose: #a987dc; --part-compress: #45b8a8; --part-recover: #5b97f0; --part-export: #e6a548;
+    --part-measure: #de6a9d; --part-orchestration: #566173;
   }
 }
 * { box-sizing: border-box; }

@@ -12,11 +12,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from autocompress.front.indicators import trace
 from autocompress.measure.fairness import fairness
-from autocompress.records import LayerReport, LeftDense, Version
+from autocompress.records import Estimate, LayerReport, LeftDense, Version
 from autocompress.report.data import ReportData, champion, dense_row, finalist_rows
-from autocompress.report.figures import front_figure, hidden_trials, hypervolume_figure
+from autocompress.report.figures import front_figure, hidden_trials
 from autocompress.report.layers import layer_strips, layer_table
 from autocompress.report.markup import Html, join, script_json, tag
 from autocompress.report.page import render, write_page
@@ -171,12 +170,14 @@ def test_trials_outside_the_view_are_counted(report: ReportData) -> None:
     assert hidden_trials(report, figure, "latency_ms") == below > 0
 
 
-def test_hypervolume_figure_is_valid_plotly_and_never_falls(report: ReportData) -> None:
-    figure = hypervolume_figure(trace(report.trials, report.baseline, report.objectives))
-    go.Figure(themed(figure))
-    y = figure["data"][0]["y"]
-    assert y == sorted(y)
-    assert y[-1] > 0
+def test_the_accuracy_axis_names_nothing_over_a_hundred_percent(report: ReportData) -> None:
+    rows = finalist_rows(report.finalists, report.baseline)
+    perfect = [r.model_copy(update={"accuracy": Estimate(value=1.0, low=0.995, high=1.0)}) for r in rows]
+    axis = front_figure(report, perfect, "latency_ms")["layout"]["yaxis"]
+    assert axis["range"][1] > 100  # room for names
+    assert {axis["labelalias"][text] for text in ("100.5", "101", "101.0", "102", "105", "110", "120")} == {" "}
+    assert "100" not in axis["labelalias"]
+    assert not [text for text in axis["labelalias"] if float(text) <= 100]
 
 
 def test_each_further_cost_has_its_own_figure(make: Callable[..., ReportData]) -> None:
