@@ -59,7 +59,7 @@ def volume(points: np.ndarray) -> float:
 
 
 def reference(sets: Sequence[np.ndarray]) -> np.ndarray:
-    """The points of all sets that no other one dominates, each once, in rising order of the first column; inside the box.
+    """The points of all sets that are in the box and that no other one dominates, each once, by the first column.
 
     Args:
         sets: each of shape (n, 2).
@@ -118,7 +118,8 @@ def sooner(ours: Sequence[float], theirs: Sequence[float], horizon: float) -> Ra
     Where one was never there, the time that it was given stands in for it, and the ratio becomes a bound.
 
     Args:
-        ours, theirs: times, paired by seed.
+        ours: times of the first, by seed.
+        theirs: times of the second, by the same seeds.
         horizon: how long every run was.
 
     Raises:

@@ -16,7 +16,7 @@ from outcome import DENSE, EIGHT, Outcome
 from autocompress.records.box import ERROR_MARGIN
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - after the choice of what draws
+from matplotlib import pyplot
 
 #: Colour and dashes of each arm: ours in one colour, the others by what judges their trials.
 LOOKS: dict[str, tuple[str, str]] = {

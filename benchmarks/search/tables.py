@@ -10,7 +10,6 @@ from arms.table import ARMS
 from compare import Ratio, Span, distances, latency_at, median, sooner, time_to, volume
 from outcome import DENSE, EIGHT, Outcome
 from pictures import draw_ends, draw_time
-from runs import Run
 from works import WORKS, Work
 
 TARGETS = (0.90, 0.95, 0.99)
@@ -56,7 +55,7 @@ def ground(work: Work, outcome: Outcome, minutes: float) -> list[str]:
     lines = [
         f"{len(runs)} runs of {minutes:g} minutes on one core each, dense weights {runs[0].dense_sha256[:12]}, commits "
         f"{', '.join(commits)}; load per core when they began and ended {min(loads):.1f} to {max(loads):.1f}. Final "
-        f"recovery: {work.final_epochs:g} epoch{'' if work.final_epochs == 1 else 's'} with distillation for every member.",
+        f"recovery of every member: {work.final_epochs:g} epoch{'' if work.final_epochs == 1 else 's'} with distillation.",
     ]
     if outcome.known(DENSE) and outcome.known(EIGHT):
         dense, eight = finals[DENSE], finals[EIGHT]
@@ -154,8 +153,8 @@ def shipped(outcome: Outcome) -> list[str]:
         cells = [told(median(ratios), 3), told(median(of_eight), 2), told(median(losses), 2)]
         rows.append([ARMS[arm].title, f"{len(good)} of {len(keys)}", *cells])
     words = [
-        f"The fastest member of the last front that loses at most {100 * LOSS:g} point on the selection split; the test "
-        f"split (dense {100 * dense['test']:.2f}%, 8 bits alone {100 * eight['test']:.2f}%) was opened afterwards.",
+        f"The fastest member of the last front that loses at most {100 * LOSS:g} point on the selection split; the "
+        f"test split (dense {100 * dense['test']:.2f}%, 8 bits alone {100 * eight['test']:.2f}%) was opened afterwards.",
         "",
     ]
     return words + table(["arm", "seeds with one", "latency / dense", "of 8 bits alone", "test loss, points"], rows)
@@ -216,8 +215,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines of a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-
-
-def run_of(outcome: Outcome, arm: str, seed: int) -> Run:
-    """One run."""
-    return next(run for run in outcome.of(arm) if run.seed == seed)

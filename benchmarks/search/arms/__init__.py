@@ -1,1 +1,1 @@
-"""The searchers that are compared. Each is a function that judges candidates and tells a recorder until it is stopped."""
+"""The searchers that are compared: each judges candidates and tells a recorder until it is stopped."""

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms.trials import EightBits, Given, eight_bits, judge, judged, ours
 from recorder import Recorder
 from runs import Candidate
 from torch import nn
 from works import Work
 
+from arms.trials import EightBits, Given, eight_bits, judge, judged, ours
 from autocompress.compress.engine import calibration_inputs
 from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, drop_blocks

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 
-from arms.trials import eight_bits, engineer, judge, judged
 from recorder import Recorder
 from runs import Candidate
 from torch import nn
 from works import Work
 
+from arms.trials import eight_bits, engineer, judge, judged
 from autocompress.compress.engine import calibration_inputs
 from autocompress.compress.export import export_onnx
 from autocompress.compress.quantize import quantize

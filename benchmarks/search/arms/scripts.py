@@ -6,10 +6,10 @@ import warnings
 from typing import Literal
 
 import optuna
-from arms.trials import EightBits, Trial, engineer, judge, ours, starting_point
 from recorder import Recorder
 from works import Work
 
+from arms.trials import EightBits, Trial, engineer, judge, ours, starting_point
 from autocompress.errors import InfeasibleError
 from autocompress.pipeline.prepare import Workbench
 from autocompress.rng import derive_seed
