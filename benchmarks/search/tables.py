@@ -55,7 +55,7 @@ def ground(work: Work, outcome: Outcome, minutes: float) -> list[str]:
     lines = [
         f"{len(runs)} runs of {minutes:g} minutes on one core each, dense weights {runs[0].dense_sha256[:12]}, commits "
         f"{', '.join(commits)}; load per core when they began and ended {min(loads):.1f} to {max(loads):.1f}. Final "
-        f"recovery of every member: {work.final_epochs:g} epoch{'' if work.final_epochs == 1 else 's'} with distillation.",
+        f"recovery of every member: {work.final_epochs:g} of an epoch with distillation.",
     ]
     if outcome.known(DENSE) and outcome.known(EIGHT):
         dense, eight = finals[DENSE], finals[EIGHT]
@@ -154,7 +154,7 @@ def shipped(outcome: Outcome) -> list[str]:
         rows.append([ARMS[arm].title, f"{len(good)} of {len(keys)}", *cells])
     words = [
         f"The fastest member of the last front that loses at most {100 * LOSS:g} point on the selection split; the "
-        f"test split (dense {100 * dense['test']:.2f}%, 8 bits alone {100 * eight['test']:.2f}%) was opened afterwards.",
+        f"test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) was opened afterwards.",
         "",
     ]
     return words + table(["arm", "seeds with one", "latency / dense", "of 8 bits alone", "test loss, points"], rows)

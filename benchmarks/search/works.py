@@ -82,23 +82,25 @@ class Work:
         module = train_base(task, task.build(), seed=0)
         write_bytes(path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
 
-    def study(self, places: Places, name: str, seed: int, search: Mapping[str, Any] | None = None) -> Study:
+    def study(self, places: Places, name: str, seed: int, settings: Mapping[str, Any] | None = None) -> Study:
         """A study of this work.
 
         Args:
             places: where data and weights are.
             name: its folder below ``<output>/<work>``.
             seed: root of its random streams.
-            search: settings of the stage; one worker and the work's recovery unless they say otherwise.
+            settings: ``search`` and others; one worker and the work's recovery unless they say otherwise.
         """
-        settings = {"workers": 1, "recovery_epochs": self.own_epochs, **(search or {})}
+        given = dict(settings or {})
+        search = {"workers": 1, "recovery_epochs": self.own_epochs, **given.pop("search", {})}
         return Study(
             name=name,
             seed=seed,
             task=self.task(places),
             output=(places.output / self.name).resolve(),
             space=load_space(str(HERE / "spaces" / f"{self.name}.yaml")),
-            search=SearchConfig(**settings),
+            search=SearchConfig(**search),
+            **given,
         )
 
 

@@ -45,7 +45,7 @@ ARMS = {
 
 
 def settings(arm: str, minutes: float) -> dict[str, Any]:
-    """Of the search of the arm's study."""
+    """Of the arm's study."""
     if not arm.startswith("ours"):
         return {}
     from arms import own
