@@ -146,9 +146,14 @@ class GP(_Sampler):
 
 
 class Random(_Sampler):
-    """Independent draws from the space: the baseline that every other sampler must beat."""
+    """Independent draws from the space: the baseline that every other sampler must beat.
+
+    Attributes:
+        repeats: whether a candidate may come again, as independent draws do; without, a small space is listed.
+    """
 
     kind: Literal["random"] = "random"
+    repeats: bool = True
 
     def build(self, seed: int) -> optuna.samplers.BaseSampler:
         """A fresh sampler whose random stream starts at `seed`."""
@@ -157,4 +162,35 @@ class Random(_Sampler):
         return optuna.samplers.RandomSampler(seed=seed)
 
 
-SamplerConfig = Annotated[NSGA2 | NSGA3 | TPE | GP | Random, Field(discriminator="kind")]
+class Surrogate(_Sampler):
+    """A model of the objectives over plans, and the candidate with the largest expected hypervolume improvement.
+
+    It learns from all rungs and from what the profile knows of a plan, see `autocompress.search.surrogate`. It proposes
+    among neighbours and crossings of the front and fresh draws, see `autocompress.search.variation`, as many as take a
+    few percent of a trial's time.
+
+    Attributes:
+        startup_trials: results before the model is used; until then draws of every size.
+        candidates: that are kept and scored for each proposal, at most.
+        exploration: share of proposals that are drawn from the space whatever the model says.
+    """
+
+    kind: Literal["surrogate"] = "surrogate"
+    startup_trials: Annotated[int, Field(ge=0)] = 8
+    candidates: Annotated[int, Field(ge=64, le=100_000)] = 1500
+    exploration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+
+    def build(self, seed: int) -> optuna.samplers.BaseSampler:
+        """What draws the parameters that a proposal leaves open: none, unless the model failed."""
+        return Random().build(seed)
+
+
+class Auto(_Sampler):
+    """What fits the cost of a trial and the size of the space, see `autocompress.search.choose`."""
+
+    kind: Literal["auto"] = "auto"
+
+
+#: Samplers that propose; `Auto` has to be settled first.
+ChosenSampler = NSGA2 | NSGA3 | TPE | GP | Random | Surrogate
+SamplerConfig = Annotated[ChosenSampler | Auto, Field(discriminator="kind")]

@@ -25,6 +25,8 @@ _CHANGES = (1.0, 2.0, 4.0, 8.0)
 _DRIFTS = 0.25
 #: How many draws may be refused, known or alike for each candidate that is wanted.
 _PATIENCE = 4
+#: Draws in a row after which a space is taken to have nothing else.
+_EXHAUSTED = 1000
 
 
 @dataclass(frozen=True)
@@ -166,3 +168,21 @@ def _suggester(parents: Sequence[Mapping[str, ParamValue]], rng: np.random.Gener
 def _place(name: str) -> str:
     kind, _, place = name.partition("/")
     return place or kind
+
+
+def draw_distinct(space: SearchSpace, rng: np.random.Generator, known: Callable[[Plan], bool]) -> Params:
+    """Parameters of an even draw whose plan is not known; of any draw if a thousand in a row are known or refused.
+
+    Args:
+        space: that it is drawn from.
+        rng: of the draws.
+        known: whether a plan is to be left out.
+    """
+    for _ in range(_EXHAUSTED):
+        params = space.suggest(Even(rng))
+        try:
+            if not known(space.plan(params)):
+                return params
+        except AutocompressError:
+            continue
+    return space.suggest(Even(rng))

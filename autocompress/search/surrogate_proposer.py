@@ -1,0 +1,284 @@
+"""Proposals from a model: the candidate with the largest expected hypervolume improvement among many cheap ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import moocore
+import numpy as np
+
+from autocompress.records import ParamValue, Plan, TrialRecord
+from autocompress.rng import derive_seed
+from autocompress.search.ehvi import expected_improvement
+from autocompress.search.problem import Problem
+from autocompress.search.samplers import Surrogate
+from autocompress.search.surrogate import Fitter, PlanModel, measured_of
+from autocompress.search.surrogate_data import LAST, Book, Row, ask_guide, axes_of
+from autocompress.search.variation import Drawn, draw_distinct, vary
+
+if TYPE_CHECKING:
+    from autocompress.search.ledger import SearchSpace
+
+#: Share of a trial's time that proposing may take, and what it may take in any case, in seconds.
+_SHARE, _LEAST_S = 0.03, 0.02
+#: What a trial is taken to last before one has ended, in seconds.
+_UNKNOWN_S = 5.0
+#: Trials whose time counts, the latest.
+_TIMED = 50
+#: New candidates at once, at least: fewer are not worth a look.
+_FEWEST_DRAWN = 64
+#: Largest number of the best members of the pool that new candidates are made from, beside the front.
+_PARENTS = 16
+#: Open trials that are believed, the latest.
+_MOST_OPEN = 200
+#: Results without which nobody is called hopeless, and how far behind a member of the front, as a share of the box, a
+#: candidate has to be even if it is better than predicted by so many standard deviations in every objective.
+_CERTAIN_AFTER, _MARGIN, _OPTIMISM = 12, 0.02, 2.0
+
+
+@dataclass
+class _Pool:
+    """Candidates that were drawn and not proposed, the best first; what is known of each is asked and computed once.
+
+    Attributes:
+        drawn: the candidates.
+        known: the guide's features of each; None without a guide.
+        costs: the guide's costs, shape (n, axes).
+        means, stds: what `model` predicts of the first of them, shape (k, axes), k <= n.
+        model: that predicted.
+    """
+
+    drawn: list[Drawn]
+    known: list[np.ndarray | None]
+    costs: np.ndarray
+    means: np.ndarray
+    stds: np.ndarray
+    model: PlanModel | None = None
+
+    @classmethod
+    def empty(cls, axes: int) -> _Pool:
+        """Without any."""
+        return cls([], [], np.empty((0, axes)), np.empty((0, axes)), np.empty((0, axes)))
+
+    def add(self, found: Sequence[tuple[Drawn, np.ndarray | None, np.ndarray]]) -> None:
+        """More, with features and costs, at the end."""
+        self.drawn += [drawn for drawn, _, _ in found]
+        self.known += [known for _, known, _ in found]
+        self.costs = np.vstack([self.costs, *(costs for _, _, costs in found)])
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Only these, in this order; all of them were predicted."""
+        self.drawn = [self.drawn[i] for i in indices]
+        self.known = [self.known[i] for i in indices]
+        self.costs, self.means, self.stds = self.costs[indices], self.means[indices], self.stds[indices]
+
+    def predict(self, fitter: Fitter, model: PlanModel) -> None:
+        """Bring `means` and `stds` up to date."""
+        done = len(self.means) if model is self.model else 0
+        left = [(self.known[i], self.drawn[i].params) for i in range(done, len(self.drawn))]
+        if left:
+            means, stds = model.predict(fitter.features(left), self.costs[done:])
+            self.means, self.stds = np.vstack([self.means[:done], means]), np.vstack([self.stds[:done], stds])
+        self.model = model
+
+
+class SurrogateProposer:
+    """Proposes by a `PlanModel` of everything that the ledger knows.
+
+    What it keeps between calls (rows, model, pool, times) only saves work. For each call a random stream is derived
+    from the seed and the number of trials. How many candidates are drawn depends on how long that took, in steps of
+    powers of two; with a clock that stands still, proposals depend on seed and trials alone.
+
+    Args:
+        config: settings.
+        space: that candidates are drawn from.
+        problem: what is optimized.
+        seed: of all draws.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        config: Surrogate,
+        space: SearchSpace,
+        problem: Problem,
+        seed: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._config, self._space, self._problem, self._seed, self._clock = config, space, problem, seed, clock
+        self._axes = axes_of(problem)
+        self._book = Book(problem, self._axes)
+        self._fitter = Fitter(self._book)
+        self._pool = _Pool.empty(len(self._axes))
+        self._seen: set[str] = set()
+        self._model: PlanModel | None = None
+        self._stale = True
+        self._fit_s = self._draw_s = 0.0  # one fit; one candidate
+        self._since_fit = self._since_draw = 0.0  # allowed time that went by without either
+
+    def propose(self, trials: Sequence[TrialRecord]) -> dict[str, ParamValue]:
+        """Parameters of the next candidate: see `Proposer`."""
+        rng = np.random.default_rng(derive_seed(self._seed, "propose", len(trials)))
+        self._read(trials)
+        judged = [row for row in self._rows() if row.levels]
+        if len(judged) < self._config.startup_trials or not judged or rng.uniform() < self._config.exploration:
+            return self._drawn(rng)
+        self._refresh(rng, judged)
+        scores = self._score(judged)
+        if not len(scores):
+            return self._drawn(rng)
+        order = np.argsort(-scores, kind="stable")
+        params = self._pool.drawn[int(order[0])].params
+        self._pool.keep(order[1 : self._config.candidates + 1].tolist())
+        return params
+
+    def hopeless(self, plan: Plan, trials: Sequence[TrialRecord]) -> str | None:
+        """Why a plan need not be built, in words; None to build it.
+
+        It is hopeless if a member of the front is better by 0.02 of the box in every objective than the plan is if each
+        is two standard deviations better than predicted; never before twelve trials are complete, and never for a plan
+        that brings the model nothing to go by.
+        """
+        self._read(trials)
+        front, numbers = self._front(self._rows())
+        complete = sum(LAST in row.levels for row in self._rows())
+        if complete < _CERTAIN_AFTER or not len(front):
+            return None
+        known, costs = ask_guide(self._problem.guide, plan, self._axes)
+        params = next((t.params for t in reversed(trials) if t.plan == plan), None)
+        if (known is None and self._problem.guide is not None) or (known is None and params is None):
+            return None
+        if self._model is None or self._model.results < complete // 2:
+            self._fit(np.random.default_rng(derive_seed(self._seed, "hopeless", len(trials))))
+        model = self._model
+        if model is None or model.results < _CERTAIN_AFTER // 2:
+            return None
+        inputs = self._fitter.features([(known, params or {})])
+        means, stds = model.predict(inputs, costs[None])
+        m = len(self._problem.objectives)
+        hoped = means[0, :m] - _OPTIMISM * stds[0, :m]
+        ahead = np.flatnonzero((front + _MARGIN <= hoped).all(axis=1))
+        if not len(ahead):
+            return None
+        first = int(ahead[np.argmin(front[ahead].sum(axis=1))])
+        names = self._problem.objectives
+        return (
+            f"predicted {_words(names, means[0, :m])}, at best {_words(names, hoped)}, behind trial {numbers[first]} "
+            f"with {_words(names, front[first])} (shares of the box, less is better)"
+        )
+
+    # --- what is known --------------------------------------------------------------------------------------------
+
+    def _read(self, trials: Sequence[TrialRecord]) -> None:
+        version = self._book.encoder.version
+        self._stale |= self._book.read(trials)
+        self._stale |= version != self._book.encoder.version
+        if len(self._seen) != len(self._book.rows):
+            self._seen = {row.key for row in self._book.rows.values()}
+
+    def _rows(self) -> list[Row]:
+        return list(self._book.rows.values())
+
+    def _front(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[int]]:
+        """The front of complete trials in the axes' units of the objectives, and their numbers."""
+        m = len(self._problem.objectives)
+        counting = [row for row in rows if row.counts]
+        if not counting:
+            return np.empty((0, m)), []
+        points = measured_of(counting, len(self._axes))[LAST][:, :m]
+        whole = np.isfinite(points).all(axis=1)
+        points = np.where(whole[:, None], points, np.inf)
+        best = whole & moocore.is_nondominated(points)
+        return points[best], [row.number for row, b in zip(counting, best, strict=True) if b]
+
+    def _trial_s(self) -> float:
+        seconds = [row.seconds for row in self._rows() if row.levels and row.seconds is not None][-_TIMED:]
+        return float(np.mean(seconds)) if seconds else _UNKNOWN_S
+
+    # --- model and pool -------------------------------------------------------------------------------------------
+
+    def _refresh(self, rng: np.random.Generator, judged: Sequence[Row]) -> None:
+        """Fit again and draw new candidates, as far as the time of a trial allows; the rest is put off."""
+        allowed = max(_LEAST_S, _SHARE * self._trial_s())
+        self._since_fit += 0.5 * allowed
+        self._since_draw += 0.5 * allowed
+        if self._model is None or (self._stale and self._since_fit >= self._fit_s):
+            self._fit(rng)
+        count = self._config.candidates
+        if self._draw_s > 0:
+            # In powers of two, so that a little more or less time for a draw seldom makes another number of them.
+            count = min(count, int(2 ** np.floor(np.log2(max(1.0, self._since_draw / self._draw_s)))))
+        if not self._pool.drawn or count >= _FEWEST_DRAWN:
+            self._draw(rng, max(count if self._draw_s else _FEWEST_DRAWN, _FEWEST_DRAWN), judged)
+            self._since_draw = 0.0
+
+    def _fit(self, rng: np.random.Generator) -> None:
+        began = self._clock()
+        self._model = self._fitter.fit(rng)
+        self._fit_s = self._clock() - began
+        self._stale, self._since_fit = False, 0.0
+
+    def _draw(self, rng: np.random.Generator, count: int, judged: Sequence[Row]) -> None:
+        began = self._clock()
+        known = {drawn.key for drawn in self._pool.drawn} | self._seen
+        parents = [row.params for row in self._promising(judged)]
+        parents += [drawn.params for drawn in self._pool.drawn[:_PARENTS]]
+        new = vary(self._space, parents, count, rng, known.__contains__)
+        told = [(drawn, *ask_guide(self._problem.guide, drawn.plan, self._axes)) for drawn in new]
+        self._pool.add([one for one in told if one[1] is not None or self._problem.guide is None])
+        if new:
+            self._draw_s = (self._clock() - began) / len(new)
+
+    def _promising(self, judged: Sequence[Row]) -> list[Row]:
+        """Trials that no other dominates: complete ones by their values, open ones as they are predicted."""
+        front, numbers = self._front(judged)
+        rows = [self._book.rows[number] for number in numbers] + self._open()
+        points = np.vstack([front, self._believed(self._model)]) if self._model is not None else front
+        best = moocore.is_nondominated(points) if len(points) else []
+        return [row for row, b in zip(rows, best, strict=False) if b]
+
+    def _open(self) -> list[Row]:
+        """Trials that may still get a value, and that the model can speak of; the latest, if there are many."""
+        guided = self._problem.guide is not None
+        return [r for r in self._rows() if r.open and (r.known is not None or not guided)][-_MOST_OPEN:]
+
+    def _believed(self, model: PlanModel) -> np.ndarray:
+        """Predicted objectives of open trials, shape (n, m)."""
+        rows, m = self._open(), len(self._problem.objectives)
+        if not rows:
+            return np.empty((0, m))
+        inputs = self._fitter.features([(row.known, row.params) for row in rows])
+        measured = measured_of(rows, len(self._axes))
+        return model.predict(inputs, np.stack([row.costs for row in rows]), measured)[0][:, :m]
+
+    def _score(self, judged: Sequence[Row]) -> np.ndarray:
+        """Expected improvement of every candidate of the pool over the front and over what is on its way to it."""
+        pool, model = self._pool, self._model
+        if model is None:
+            return np.empty(0)
+        pool.predict(self._fitter, model)
+        fresh = [i for i, drawn in enumerate(pool.drawn) if drawn.key not in self._seen]
+        if len(fresh) < len(pool.drawn):
+            pool.keep(fresh)
+        if not pool.drawn:
+            return np.empty(0)
+        m = len(self._problem.objectives)
+        front = np.vstack([self._front(judged)[0], self._believed(model)])
+        scores = expected_improvement(pool.means[:, :m], pool.stds[:, :m], front)
+        for bound in self._problem.bounds:
+            j = [axis.name for axis in self._axes].index(bound.objective)
+            scores = scores * self._axes[j].feasible(bound, pool.means[:, j], pool.stds[:, j])
+        return scores
+
+    def _drawn(self, rng: np.random.Generator) -> dict[str, ParamValue]:
+        """A draw that is not in the ledger; any if the space seems to have no other."""
+        for drawn in vary(self._space, [], 1, rng, self._seen.__contains__):
+            return drawn.params
+        return draw_distinct(self._space, rng, lambda plan: plan.key in self._seen)
+
+
+def _words(names: Sequence[str], values: np.ndarray) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in zip(names, values, strict=True))

@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_evaluator import measurement
+from toy_space import ToySpace
+
+from autocompress.errors import InfeasibleError
+from autocompress.records import Bound, Measurement, ParamValue, Plan, RungResult, TrialRecord, TrialState
+from autocompress.search.problem import Problem
+from autocompress.search.samplers import Surrogate
+from autocompress.search.surrogate import Fitter
+from autocompress.search.surrogate_data import LAST, Book, Encoder, axes_of, summaries_first
+from autocompress.search.surrogate_proposer import SurrogateProposer
+
+SPACE = ToySpace()
+DENSE = {"accuracy": 0.95, "latency_ms": 1.0}
+
+
+class ToyGuide:
+    """Knows latency up to a factor, and a plan's width and bits."""
+
+    names = ("width", "quantized", "detail/g")
+
+    def features(self, plan: Plan) -> np.ndarray:
+        keep = plan.cuts[0].keep if plan.cuts else 64
+        return np.array([keep / 64, float(bool(plan.bits)), 1.0])
+
+    def costs(self, plan: Plan) -> dict[str, float]:
+        return {"latency_ms": 0.8 * latency(plan)}
+
+
+def latency(plan: Plan) -> float:
+    keep = plan.cuts[0].keep if plan.cuts else 64
+    return (0.1 + 0.9 * keep / 64) * (0.4 if plan.bits else 1.0)
+
+
+def accuracy(plan: Plan, epochs: float = 1.0) -> float:
+    keep = plan.cuts[0].keep if plan.cuts else 64
+    lost = (1.0 - keep / 64) ** 2 + (0.02 if plan.bits else 0.0)
+    return 0.95 - (0.15 if epochs else 0.6) * lost
+
+
+def problem(*, guided: bool = True, bounds: tuple[Bound, ...] = ()) -> Problem:
+    return Problem(("accuracy", "latency_ms"), DENSE, bounds=bounds, guide=ToyGuide() if guided else None)
+
+
+def row(
+    number: int,
+    params: Mapping[str, ParamValue],
+    state: TrialState = "complete",
+    *,
+    rungs: int = 0,
+    seconds: float = 5.0,
+    values: Mapping[str, float] | None = None,
+    violations: dict[str, float] | None = None,
+    noisy: bool = False,
+) -> TrialRecord:
+    plan = SPACE.plan(params)
+    values = values or {"accuracy": accuracy(plan), "latency_ms": latency(plan)}
+    begun = datetime(2026, 1, 1, tzinfo=UTC) + number * timedelta(seconds=seconds)
+    judged = tuple(
+        RungResult.model_validate(
+            {
+                "plan_key": plan.key,
+                "fidelity": {"epochs": 0.1 * i, "rung": i},
+                "values": {"accuracy": exact(accuracy(plan, 0.0)), "latency_ms": exact(99.0)},
+                "predicted": ("latency_ms",),
+                "seconds": {"quality": seconds, "propose": 1000.0},
+            }
+        )
+        for i in range(rungs)
+    )
+    done = None
+    if state == "complete":
+        done = measurement(plan.key, values["accuracy"], values["latency_ms"])
+        done["values"] |= {name: exact(value) for name, value in values.items()}
+        done["latency"]["noisy"] = noisy
+    return TrialRecord(
+        number=number,
+        state=state,
+        params=dict(params),
+        plan=plan,
+        measurement=Measurement.model_validate(done) if done else None,
+        rungs=judged,
+        violations=violations or {},
+        started=begun,
+        finished=begun + timedelta(seconds=seconds) if state not in ("running", "waiting") else None,
+    )
+
+
+def exact(value: float) -> dict[str, float]:
+    return {"value": value, "low": value, "high": value}
+
+
+def some(count: int, seed: int = 0, **more: Any) -> list[TrialRecord]:
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(128)[:count]
+    return [row(i, {"keep": int(c) // 2 + 1, "bits": 8 if c % 2 else 32}, **more) for i, c in enumerate(chosen)]
+
+
+def fitted(trials: Sequence[TrialRecord], what: Problem, seed: int = 0) -> Any:
+    book = Book(what, axes_of(what))
+    book.read(trials)
+    fitter = Fitter(book)
+    return fitter.fit(np.random.default_rng(seed)), fitter
+
+
+def predicted(trials: Sequence[TrialRecord], plans: Sequence[Mapping[str, ParamValue]], what: Problem) -> Any:
+    model, fitter = fitted(trials, what)
+    asked = [SPACE.plan(params) for params in plans]
+    guide = what.guide
+    known = [(guide.features(plan) if guide else None, params) for plan, params in zip(asked, plans, strict=True)]
+    told = [guide.costs(plan) if guide else {} for plan in asked]
+    costs = np.array([[t.get(axis.name, math.nan) for axis in model.axes] for t in told])
+    return model.predict(fitter.features(known), costs)
+
+
+def frozen(config: Surrogate, what: Problem, seed: int = 0, space: Any = SPACE) -> SurrogateProposer:
+    return SurrogateProposer(config, space, what, seed, clock=lambda: 0.0)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_it_predicts_plans_that_it_has_not_seen(guided: bool) -> None:
+    what = problem(guided=guided)
+    trials = some(40)
+    seen = {t.plan for t in trials}
+    new = [
+        {"keep": k, "bits": b}
+        for k in range(4, 65, 3)
+        for b in (32, 8)
+        if SPACE.plan({"keep": k, "bits": b}) not in seen
+    ]
+    means, stds = predicted(trials, new, what)
+    plans = [SPACE.plan(params) for params in new]
+    truth = what.points([{"accuracy": accuracy(plan), "latency_ms": latency(plan)} for plan in plans])
+    assert np.abs(means - truth).max() < 0.06
+    assert (stds > 0).all()
+    assert (np.abs(means - truth) < 4 * stds + 0.01).mean() > 0.95
+
+
+def test_a_cost_that_the_guide_knows_is_corrected_by_readings_and_by_no_prediction() -> None:
+    what = problem()
+    means, stds = predicted(some(10), [{"keep": 32, "bits": 8}], what)
+    assert means[0, 1] == pytest.approx(latency(SPACE.plan({"keep": 32, "bits": 8})))  # the guide is 20% low
+    assert stds[0, 1] < 0.01
+    rungs = some(10, rungs=1, state="paused")  # whose latencies a model told
+    means, stds = predicted(rungs, [{"keep": 32, "bits": 8}], what)
+    assert means[0, 1] == pytest.approx(0.8 * latency(SPACE.plan({"keep": 32, "bits": 8})))
+    assert stds[0, 1] > 0.008  # 5% as long as no reading tells
+
+
+def test_a_lower_rung_tells_of_the_last() -> None:
+    what = problem()
+    few = [row(i, {"keep": k, "bits": 32}, rungs=1) for i, k in enumerate((60, 40, 20, 8))]
+    paused = [row(10 + k, {"keep": k, "bits": 32}, "paused", rungs=1) for k in range(2, 64, 4)]
+    new = [{"keep": k, "bits": 32} for k in (13, 29, 47)]
+    truth = what.points([{"accuracy": accuracy(p), "latency_ms": latency(p)} for p in map(SPACE.plan, new)])
+    with_rungs, _ = predicted([*few, *paused], new, what)
+    assert np.abs(with_rungs - truth)[:, 0].max() < 0.1
+
+
+def test_rungs_alone_order_candidates() -> None:
+    paused = [row(k, {"keep": k, "bits": 32}, "paused", rungs=1) for k in range(4, 64, 6)]
+    means, stds = predicted(paused, [{"keep": k, "bits": 32} for k in (10, 30, 50)], problem())
+    assert means[0, 0] > means[1, 0] > means[2, 0]
+    assert (stds[:, 0] >= 0.1).all()  # what the last rung adds is not known yet
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [],
+        [row(0, {"keep": 64, "bits": 32})],
+        [row(i, {"keep": 64, "bits": 32}) for i in range(5)],  # one point
+        [row(i, {"keep": 8 * i + 8, "bits": 32}, values={"accuracy": 0.1, "latency_ms": 0.5}) for i in range(6)],
+        [row(0, {"keep": 64, "bits": 32}), row(1, {"keep": 32, "bits": 8}, "failed")],
+        [row(i, {"keep": 8 * i + 8, "bits": 32}, "paused", rungs=2) for i in range(2)],
+        [row(i, {"keep": 8 * i + 8, "bits": 32}, "running") for i in range(3)],
+        [row(i, {"keep": 8 * i + 8, "bits": 32}, noisy=True) for i in range(4)],
+    ],
+    ids=["none", "one", "equal", "constant", "failed", "rungs", "running", "noisy"],
+)
+def test_little_or_degenerate_data_gives_finite_predictions_and_a_proposal(
+    trials: list[TrialRecord], guided: bool
+) -> None:
+    what = problem(guided=guided)
+    means, stds = predicted(trials, [{"keep": 24, "bits": 8}, {"keep": 64, "bits": 32}], what)
+    assert np.isfinite(means).all()
+    assert (stds > 0).all()
+    proposer = frozen(Surrogate(startup_trials=0, exploration=0.0), what)
+    assert SPACE.plan(proposer.propose(trials)) not in {t.plan for t in trials}
+
+
+def test_large_ledgers_are_cut_to_what_lies_near_the_front_and_is_new() -> None:
+    from autocompress.search.surrogate import _chosen
+
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.2, 2.0, (2000, 2))
+    values[77] = 0.1  # the front
+    chosen = _chosen(values, rng)
+    assert len(chosen) == 300
+    assert len(set(chosen)) == 300
+    assert 77 in chosen
+    assert set(range(1950, 2000)) <= set(chosen)
+
+
+def test_running_trials_are_believed_at_their_mean() -> None:
+    what = problem()
+    done = [row(i, {"keep": k, "bits": 32}) for i, k in enumerate((64, 4))]
+    done += [row(9, {"keep": 5, "bits": 8})]
+    running = row(20, {"keep": 32, "bits": 32}, "running")
+    before, loose = predicted(done, [{"keep": 32, "bits": 32}], what)
+    after, tight = predicted([*done, running], [{"keep": 32, "bits": 32}], what)
+    assert after[0] == pytest.approx(before[0], abs=0.02)
+    assert tight[0, 0] < 0.7 * loose[0, 0]
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_become_columns_that_say_what_is_missing() -> None:
+    encoder = Encoder()
+    rows: list[dict[str, ParamValue]] = [
+        {"strategy/a": "cut", "sparsity/a": 0.5, "bits": 8},
+        {"strategy/a": "none", "bits": 32},
+    ]
+    for params in rows:
+        encoder.show(params)
+    found, few = encoder.encode([*rows, {"strategy/a": "never seen", "bits": 8}])
+    # kinds first: bits, sparsity, two strategies; then bits, sparsity/a, two choices, whether sparsity/a is there
+    assert few == 4
+    assert found.tolist() == [
+        [8, 0.5, 1, 0, 8, 0.5, 1, 0, 1],
+        [32, 0, 0, 1, 32, 0, 0, 1, 0],
+        [8, 0, 0, 0, 8, 0, 0, 0, 0],
+    ]
+    version = encoder.version
+    encoder.show(rows[0])
+    assert encoder.version == version
+    encoder.show({"bits": 8, "width": 0.5})
+    assert encoder.version != version
+
+
+def test_features_of_the_whole_plan_come_first() -> None:
+    order, few = summaries_first(["keep/a", "latency", "keep/b", "damage"])
+    assert order.tolist() == [1, 3, 0, 2]
+    assert few == 2
+
+
+def test_the_box_ends_in_a_logarithm_and_bounds_follow_the_direction() -> None:
+    what = problem(bounds=(Bound(objective="accuracy", min=0.9), Bound(objective="size_bytes", max=100.0)))
+    accuracy_axis, latency_axis, size_axis = axes_of(what)
+    units = latency_axis.units(np.array([0.5, 1.0, math.e, math.nan]))
+    assert units[:3] == pytest.approx([0.5, 1.0, 2.0])
+    assert math.isnan(units[3])
+    assert not size_axis.boxed  # the dense model's is not known
+    good, bad = accuracy_axis.units(np.array([0.94, 0.80]))
+    sure = np.full(2, 1e-6)
+    assert accuracy_axis.feasible(what.bounds[0], np.array([good, bad]), sure) == pytest.approx([1.0, 0.0])
+    assert size_axis.feasible(what.bounds[1], np.array([50.0, 150.0]), sure) == pytest.approx([1.0, 0.0])
+
+
+# --- proposals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_proposals_are_reproducible_and_survive_a_restart(guided: bool) -> None:
+    what, config = problem(guided=guided), Surrogate(startup_trials=4)
+    trials = some(10)
+    first, second = frozen(config, what), frozen(config, what)
+    assert first.propose(trials) == second.propose(trials)
+    more = [*trials, row(10, {"keep": 33, "bits": 8})]
+    assert SPACE.plan(first.propose(more)) not in {t.plan for t in more}
+
+
+def test_what_is_in_the_ledger_is_never_proposed_again_until_nothing_is_left() -> None:
+    every = [row(2 * k + b, {"keep": k + 1, "bits": (32, 8)[b]}) for k in range(64) for b in range(2)]
+    left = [t for t in every if t.params != {"keep": 20, "bits": 8}]
+    proposer = frozen(Surrogate(), problem())
+    assert proposer.propose(left) == {"keep": 20, "bits": 8}
+    assert set(proposer.propose(every)) == {"keep", "bits"}  # it repeats, and does not fail
+
+
+def test_it_finds_the_front_sooner_than_chance() -> None:
+    import moocore
+
+    what = problem()
+
+    def volume(propose: Any) -> float:
+        trials: list[TrialRecord] = []
+        for i in range(20):
+            trials.append(row(i, propose(trials)))
+        points = what.points([{k: e.value for k, e in t.measurement.values.items()} for t in trials if t.measurement])
+        return float(moocore.hypervolume(points, ref=np.ones(2)))
+
+    rng = np.random.default_rng(0)
+    chance = [volume(lambda _: {"keep": int(rng.integers(1, 65)), "bits": int(rng.choice([32, 8]))}) for _ in range(5)]
+    found = [volume(frozen(Surrogate(startup_trials=6), what, seed).propose) for seed in range(3)]
+    assert min(found) > max(chance)
+
+
+def test_a_bound_keeps_proposals_in_its_region() -> None:
+    bound = Bound(objective="accuracy", min=0.93)
+    what = problem(bounds=(bound,))
+    trials = [
+        t.model_copy(update={"violations": {bound.name: bound.violation(t.measurement.values["accuracy"].value)}})
+        for t in some(24)
+        if t.measurement is not None
+    ]
+    for seed in range(4):
+        plan = SPACE.plan(frozen(Surrogate(exploration=0.0), what, seed).propose(trials))
+        assert accuracy(plan) > 0.92
+
+
+def test_exploration_and_startup_draw_from_the_space() -> None:
+    asked: list[int] = []
+
+    class Watched(ToyGuide):
+        def features(self, plan: Plan) -> np.ndarray:
+            asked.append(1)
+            return super().features(plan)
+
+    what = Problem(("accuracy", "latency_ms"), DENSE, guide=Watched())
+    few = some(3)
+    frozen(Surrogate(startup_trials=8), what).propose(few)
+    assert len(asked) == len(few)  # those of the trials alone: no candidate was looked at
+    frozen(Surrogate(startup_trials=0, exploration=1.0), what).propose(few)
+    assert len(asked) == 2 * len(few)
+
+
+def test_a_plan_that_the_guide_refuses_is_left_out() -> None:
+    class Picky(ToyGuide):
+        def features(self, plan: Plan) -> np.ndarray:
+            if not plan.bits:
+                raise InfeasibleError("bits: not predicted")
+            return super().features(plan)
+
+    what = Problem(("accuracy", "latency_ms"), DENSE, guide=Picky())
+    found = SPACE.plan(frozen(Surrogate(exploration=0.0), what).propose(some(20)))
+    assert found.bits
+
+
+# --- the time that it takes -----------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Runs on by what the space and the guide are said to take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(ToySpace):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.drawn = clock, 0
+
+    def suggest(self, trial: Any) -> dict[str, ParamValue]:
+        self.clock.now += 0.001
+        self.drawn += 1
+        return {**super().suggest(trial), "tag": trial.suggest_int("tag", 0, 10**6)}
+
+    def plan(self, params: Mapping[str, ParamValue]) -> Plan:
+        return super().plan(params).model_copy(update={"drops": ()})
+
+
+@pytest.mark.parametrize("seconds", [1.0, 30.0])
+def test_drawing_takes_a_few_percent_of_a_trial(seconds: float) -> None:
+    clock = Clock()
+    space = Slow(clock)
+    proposer = SurrogateProposer(Surrogate(), space, problem(), 0, clock=clock)
+    trials = [row(i, {"keep": k, "bits": 32}, seconds=seconds) for i, k in enumerate((64, 48, 40, 32, 24, 16, 8, 4, 2))]
+    asks = 30
+    for _ in range(asks):
+        proposer.propose(trials)
+    assert clock.now <= 0.05 * seconds * asks
+
+
+def test_a_fit_is_put_off_while_trials_are_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, fits = Clock(), []
+    proposer = SurrogateProposer(Surrogate(exploration=0.0), SPACE, problem(), 0, clock=clock)
+    fit = proposer._fitter.fit
+
+    def slow(*args: Any, **more: Any) -> Any:
+        clock.now += 0.2
+        fits.append(clock.now)
+        return fit(*args, **more)
+
+    monkeypatch.setattr(proposer._fitter, "fit", slow)
+    trials = some(40, seconds=0.001)
+    for count in range(10, 40):
+        proposer.propose(trials[:count])
+    assert 1 <= len(fits) <= 3  # 30 asks of 0.02 s, half of it for fits of 0.2 s
+
+
+# --- hopeless -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_plan_far_behind_the_front_is_hopeless_in_words(guided: bool) -> None:
+    good = [row(i, {"keep": k, "bits": 8}) for i, k in enumerate(range(8, 65, 4))]
+    bad = [row(30 + k, {"keep": k, "bits": 32}) for k in (10, 20, 30, 40, 50, 60)]
+    asked = row(99, {"keep": 35, "bits": 32}, "running")
+    why = frozen(Surrogate(), problem(guided=guided)).hopeless(asked.plan, [*good, *bad, asked])  # type: ignore[arg-type]
+    assert why is not None
+    assert why.startswith("predicted accuracy 0.")
+    assert ", at best accuracy 0." in why
+    assert "behind trial" in why
+    assert why.endswith("(shares of the box, less is better)")
+
+
+def test_nothing_is_hopeless_that_may_join_the_front_or_of_which_little_is_known() -> None:
+    proposer = frozen(Surrogate(), problem())
+    trials = [row(i, {"keep": k, "bits": 8}) for i, k in enumerate(range(8, 65, 4))]
+    for keep in (6, 14, 34, 50):
+        assert proposer.hopeless(SPACE.plan({"keep": keep, "bits": 8}), trials) is None
+    early = frozen(Surrogate(), problem())
+    assert early.hopeless(SPACE.plan({"keep": 35, "bits": 32}), trials[:11]) is None
+    unknown = frozen(Surrogate(), problem(guided=False))
+    assert unknown.hopeless(SPACE.plan({"keep": 35, "bits": 32}), trials) is None  # no parameters to go by
+
+
+def test_what_did_not_count_sets_nobody_back() -> None:
+    trials = [row(i, {"keep": k, "bits": 8}, noisy=True) for i, k in enumerate(range(8, 65, 4))]
+    assert frozen(Surrogate(), problem()).hopeless(SPACE.plan({"keep": 35, "bits": 32}), trials) is None
+
+
+def test_a_row_is_read_once_and_again_when_its_trial_has_changed() -> None:
+    what = problem()
+    book = Book(what, axes_of(what))
+    waiting = row(0, {"keep": 32, "bits": 8}, "running")
+    assert not book.read([waiting])
+    assert book.rows[0].open
+    paused = row(0, {"keep": 32, "bits": 8}, "paused", rungs=1)
+    assert book.read([paused])
+    assert not book.read([paused])
+    assert list(book.rows[0].levels) == [0.0]
+    assert book.rows[0].seconds == 5.0  # without the time of the proposal
+    assert book.read([row(0, {"keep": 32, "bits": 8}, rungs=1)])
+    assert list(book.rows[0].levels) == [0.0, LAST]
+    assert book.rows[0].counts
+    assert not book.rows[0].open
