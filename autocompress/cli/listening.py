@@ -15,6 +15,7 @@ class TerminalReporter(Progress):
             state.done,
             state.total,
             state.failed,
+            complete=state.complete,
             front_size=state.front_size,
             hypervolume=state.hypervolume,
             elapsed=state.elapsed_s,

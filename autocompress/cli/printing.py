@@ -15,9 +15,11 @@ from rich.text import Text
 
 from autocompress.records import FIXED, Artifact, Baseline, Estimate
 from autocompress.report.data import champion_first
-from autocompress.report.words import duration, milliseconds, number, number_interval, percent, size
+from autocompress.report.search_words import sampler_words, search_line, state_words, time_words
+from autocompress.report.words import duration, milliseconds, number, number_interval, percent, plural, size
 
 if TYPE_CHECKING:
+    from autocompress.front.summary import SearchSummary
     from autocompress.pipeline.doctor import Examination
     from autocompress.pipeline.profile import Profile
     from autocompress.pipeline.run import Outcome
@@ -133,6 +135,8 @@ def print_outcome(outcome: Outcome) -> None:
     model = outcome.versions[0].model if outcome.versions else ""
     numbers = ", ".join(str(v.version) for v in outcome.versions)
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
+    if outcome.front.search is not None:
+        out.print(f"search    {escape(search_line(outcome.front.search))}", soft_wrap=True)
     out.print(f"report    {escape(outcome.page)}", soft_wrap=True)
     out.print(f"registry  model {escape(model)}, versions {numbers}, in {escape(outcome.tracking)}", soft_wrap=True)
     out.print(f"time      {duration(sum(outcome.seconds.values()))}: {parts}", soft_wrap=True)
@@ -147,23 +151,47 @@ def print_front(view: FrontView) -> None:
     what = "final front" if view.stage == "final" else "front so far, at search fidelity, on the validation split"
     console().print(f"[bold]{escape(view.study)}[/bold]: {what}")
     console().print(front_table(view, hashes=True))
+    if view.search is not None:
+        console().print(f"\nsearch    {escape(search_line(view.search))}", soft_wrap=True)
 
 
 def print_status(view: StatusView) -> None:
-    """State, trials, reasons and the front so far."""
+    """State, trials, reasons, the search and the front so far."""
     out = console()
     out.print(f"study     {escape(view.study)} ({view.state})")
     out.print(f"folder    {escape(view.folder)}", soft_wrap=True)
-    counts = ", ".join(f"{seen} {state}" for state, seen in sorted(view.counts.items())) or "none yet"
-    out.print(f"trials    {view.done} of {view.total} ({counts})")
+    search = view.front.search
+    counts = state_words(view.counts, search.stops if search else {})
+    out.print(f"trials    {view.done} of {view.total}: {counts}", soft_wrap=True)
     for reason, seen in view.reasons.items():
         out.print(f"  failed  {seen} x {escape(reason)}", soft_wrap=True)
+    if search is not None:
+        _print_search(search, out)
     if view.front.rows:
-        out.print(f"front     {len(view.front.rows)} members, hypervolume of the search {view.hypervolume:.3f}")
+        members = plural(len(view.front.rows), "member")
+        out.print(f"front     {members}, hypervolume of the search {view.hypervolume:.3f}")
         out.print()
         out.print(front_table(view.front))
     if view.state == "stopped":
         out.print("\nThe same 'autocompress run' command continues it.")
+
+
+def _print_search(search: SearchSummary, out: Console) -> None:
+    """Who proposed, the rungs, and where the time went."""
+    if words := sampler_words(search):
+        out.print(f"sampler   {escape(words)}", soft_wrap=True)
+    below = [r for r in search.rungs[:-1] if r.judged]
+    for rung in below:
+        tau = f", Kendall tau {rung.tau:.2f} with full recovery" if rung.tau is not None else ""
+        out.print(
+            f"rung {rung.rung:<3}  {rung.epochs:g} epochs: {rung.judged} judged, {rung.promoted} went on, "
+            f"{rung.stopped} stopped, {rung.waiting} waiting{tau}",
+            soft_wrap=True,
+        )
+    for message in search.log.messages:
+        out.print(f"note      {escape(message)}", soft_wrap=True)
+    if words := time_words(search):
+        out.print(f"time      {words}", soft_wrap=True)
 
 
 def print_pick(view: PickView) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+
+from pydantic import Field
 
 from autocompress.front.selection import aliases
 from autocompress.pipeline.final_front import as_point
 from autocompress.pipeline.finalists import Finals
-from autocompress.pipeline.folder import read_record, write_record
+from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.identity import versions
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.profile import Profile
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Lineage, Record, TimeProfile, TrialRecord, Version, digest
+from autocompress.pipeline.summary import search_summary
+from autocompress.records import Lineage, Record, SearchLog, TimeProfile, TrialRecord, Version, digest
 from autocompress.registry.card import EvidenceCard, Origin, Split, TargetReference, TaskReference
 from autocompress.registry.store import Store
 from autocompress.report.data import ReportData
 from autocompress.report.page import write_page
+from autocompress.search.ledger import ENDED
 
 
 class Registered(Record):
@@ -45,7 +50,11 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
     store = Store(None, Path(study.output).absolute())
     lineage, origin = _lineage(bench, finals), _origin(bench, finals)
     report.stage("register", f"tracking {len(trials)} trials in {store.address}")
-    parent = store.track_study(study.name, _flat(study.model_dump(mode="json", exclude={"task"})), lineage, trials)
+    found = search_summary(study, bench.prepared.baseline, trials)
+    told = {"hypervolume": found.hypervolume, "search_seconds": found.seconds}
+    told |= {f"search_share.{part}": share for part, share in found.shares.items()}
+    params = _flat(study.model_dump(mode="json", exclude={"task"}))
+    parent = store.track_study(study.name, params, lineage, trials, told)
     model = study.model_name
     dense = bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
     store.keep_dense(parent, dense)
@@ -73,7 +82,7 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
     registered = Registered(
         versions=tuple(known[n] for n in numbers.values()),
         tracking=store.address,
-        trials=sum(t.state in ("complete", "failed") for t in trials),
+        trials=sum(t.state in ENDED for t in trials),
     )
     write_record(bench.folder.registered, registered)
     return registered
@@ -87,7 +96,16 @@ def write_report(
     seconds: dict[str, float],
     times: TimeProfile | None = None,
 ) -> Path:
-    """Write the study's page; returns its path."""
+    """Write the study's page; returns its path.
+
+    Args:
+        bench: the prepared study.
+        trials: the ledger's.
+        finals: the finalists.
+        registered: versions of the final front.
+        seconds: stage -> wall time of this run; the page has the longest of all runs.
+        times: where the time of an inference goes; None where the runtime times no single nodes.
+    """
     reporter().stage("report", f"writing {bench.folder.page}")
     data = ReportData(
         study=bench.study.name,
@@ -103,11 +121,36 @@ def write_report(
         times=times,
         how=(*_how(bench), *_remarks(bench)),
         lineage=_lineage(bench, finals),
-        seconds=seconds,
+        seconds=longest_seconds(bench.folder, seconds),
+        total=bench.study.search.trials,
+        workers=bench.study.search.workers,
+        time_s=bench.study.search.time_s,
+        log=read_record(bench.folder.search_log, SearchLog) or SearchLog(),
         created=datetime.now(UTC),
     )
     write_page(bench.folder.page, data)
     return bench.folder.page
+
+
+class StageSeconds(Record):
+    """Stage -> its longest wall time over all runs of a study, in seconds."""
+
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+def longest_seconds(folder: StudyFolder, seconds: Mapping[str, float]) -> dict[str, float]:
+    """The longest known wall time of each stage, in their order; kept in the study's folder.
+
+    A stage that finds its work done takes no time, which would say nothing about what the study took.
+
+    Args:
+        folder: of the study.
+        seconds: of this run.
+    """
+    known = (read_record(folder.seconds, StageSeconds) or StageSeconds()).seconds
+    kept = {stage: max(taken, known.get(stage, 0.0)) for stage, taken in {**known, **seconds}.items()}
+    write_record(folder.seconds, StageSeconds(seconds=kept))
+    return kept
 
 
 def _remarks(bench: Workbench) -> tuple[str, ...]:

@@ -11,14 +11,18 @@ from pydantic import Field
 from autocompress.config import Study
 from autocompress.errors import RegistryError
 from autocompress.front.selection import Point, Preference, pick
+from autocompress.front.summary import SearchSummary
 from autocompress.pipeline.finalists import Finals
 from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Prepared
 from autocompress.pipeline.publish import Registered
-from autocompress.pipeline.search import load_trials, search_front, search_state
+from autocompress.pipeline.search import load_trials, search_front
+from autocompress.pipeline.summary import search_summary
 from autocompress.records import FIXED, Baseline, Estimate, Measurement, Plan, Record, Structure, TrialRecord
 from autocompress.registry.store import Store
 from autocompress.registry.tags import HOST, estimates, is_noisy, test_accuracy, values
+from autocompress.report.search_words import search_line
+from autocompress.search.ledger import ENDED
 from autocompress.space.words import plan_words
 
 
@@ -57,6 +61,7 @@ class FrontView(Record):
     Attributes:
         stage: ``"final"`` after full recovery, ``"search"`` before: then values are of search fidelity.
         dense: the dense model, measured likewise; None before it was.
+        search: how the search went, its trace included; None before the dense model was measured.
     """
 
     study: str
@@ -64,6 +69,7 @@ class FrontView(Record):
     objectives: tuple[str, ...]
     rows: tuple[FrontRow, ...]
     dense: Baseline | None = None
+    search: SearchSummary | None = None
 
 
 class StatusView(Record):
@@ -72,8 +78,11 @@ class StatusView(Record):
     Attributes:
         state: ``"running"`` if a process drives it now; ``"finished"`` if the front of all its trials is registered;
             ``"stopped"`` if the same command would continue it.
+        done: trials that ended, or were judged at a rung at least.
+        total: trials asked for.
         counts: trials by state. A trial that was running when the study stopped counts as interrupted.
         reasons: reason of failure -> number of trials.
+        front: the final front, or that of the search so far. Its `search` has rungs, time by part and the trace.
     """
 
     study: str
@@ -104,14 +113,19 @@ class PickView(Record):
 
 def study_front(study: Study) -> FrontView:
     """The final front if the study has one, else the front of its search so far."""
+    return _front(study, load_trials(study))
+
+
+def _front(study: Study, trials: tuple[TrialRecord, ...]) -> FrontView:
     folder = StudyFolder(study.folder)
     finals = read_record(folder.finalists, Finals)
     prepared = read_record(folder.prepared, Prepared)
     structure = prepared.structure if prepared else None
+    went = search_summary(study, prepared.baseline, trials) if prepared else None
     if finals is None:
         rows = [
             _row(t.number, t.plan, t.measurement, structure)
-            for t in search_front(load_trials(study), study.objectives, study.metrics)
+            for t in search_front(trials, study.objectives, study.metrics)
         ]
         return FrontView(
             study=study.name,
@@ -119,6 +133,7 @@ def study_front(study: Study) -> FrontView:
             objectives=study.objectives,
             rows=tuple(r for r in rows if r is not None),
             dense=prepared.baseline if prepared else None,
+            search=went,
         )
     versions = {v.sha256: v for v in (read_record(folder.registered, Registered) or Registered()).versions}
     found = []
@@ -139,7 +154,12 @@ def study_front(study: Study) -> FrontView:
             )
     found.sort(key=lambda r: r.values["latency_ms"].value)
     return FrontView(
-        study=study.name, stage="final", objectives=study.objectives, rows=tuple(found), dense=finals.baseline
+        study=study.name,
+        stage="final",
+        objectives=study.objectives,
+        rows=tuple(found),
+        dense=finals.baseline,
+        search=went,
     )
 
 
@@ -147,28 +167,30 @@ def study_status(study: Study) -> StatusView:
     """How far a study is; reads only."""
     folder = StudyFolder(study.folder)
     trials = load_trials(study)
-    prepared = read_record(folder.prepared, Prepared)
     registered = read_record(folder.registered, Registered) or Registered()
     driven = folder.is_driven()
     states = Counter(_state(t, driven) for t in trials)
-    done = states["complete"] + states["failed"]
+    ended = sum(t.state in ENDED for t in trials)
+    # A search whose time is over leaves candidates that were never begun.
+    over = ended >= study.search.trials or (study.search.time_s is not None and not states.keys() - {*ENDED, "waiting"})
     state: Literal["not started", "running", "stopped", "finished"] = "stopped"
     if driven:
         state = "running"
     elif not folder.study.is_file():
         state = "not started"
-    elif min(done, registered.trials) >= study.search.trials:
+    elif over and registered.trials >= min(ended, study.search.trials) > 0:
         state = "finished"
+    front = _front(study, trials)
     return StatusView(
         study=study.name,
         folder=str(folder.root),
         state=state,
-        done=done,
+        done=ended + states["paused"],
         total=study.search.trials,
         counts=dict(states),
         reasons=dict(Counter(t.reason for t in trials if t.state == "failed")),
-        hypervolume=search_state(study, prepared.baseline, trials, 0.0).hypervolume if prepared else 0.0,
-        front=study_front(study),
+        hypervolume=front.search.hypervolume if front.search else 0.0,
+        front=front,
     )
 
 
@@ -263,6 +285,7 @@ def summary_markdown(view: FrontView, page: Path, tracking: str) -> str:
         "",
         f"{len(view.rows)} members of the final front, registered in {tracking}. Report: `{page}`.",
         "",
+        *([f"The search: {search_line(view.search)}.", ""] if view.search else []),
         "| version | accuracy | test | latency ms | of dense | plan |",
         "|---|---|---|---|---|---|",
     ]

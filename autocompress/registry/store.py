@@ -58,9 +58,17 @@ class Store:
         return self._connection.safe_uri
 
     def track_study(
-        self, study_name: str, params: Mapping[str, object], lineage: Lineage, trials: Sequence[TrialRecord]
+        self,
+        study_name: str,
+        params: Mapping[str, object],
+        lineage: Lineage,
+        trials: Sequence[TrialRecord],
+        summary: Mapping[str, float] | None = None,
     ) -> str:
-        """Write a study as a parent run, and each complete or failed trial as a child run.
+        """Write a study as a parent run, and each complete, stopped or failed trial as a child run.
+
+        What a trial was worth at the rungs below the last becomes the metrics ``rung.<objective>``, with the rung as
+        their step.
 
         Repeating it writes nothing twice: what is there is found by tags, what a crash left half done is completed.
 
@@ -68,7 +76,8 @@ class Store:
             study_name: also names the experiment, ``autocompress/<study_name>``.
             params: the study's settings, flat; credentials in them are hidden.
             lineage: the identity of the study; another lineage makes another parent run.
-            trials: all trials known; waiting and running ones are left for a later call.
+            trials: all trials known; those that wait, run or are paused are left for a later call.
+            summary: metrics of the study's run beside its numbers of trials.
 
         Returns:
             Id of the parent run.
@@ -77,7 +86,7 @@ class Store:
             RegistryError: MLflow refused or is away.
         """
         check_model_name(study_name)
-        return track_study(self._connection, study_name, params, lineage, trials)
+        return track_study(self._connection, study_name, params, lineage, trials, summary or {})
 
     def keep_dense(self, parent_run: str, onnx_bytes: bytes) -> None:
         """Keep the dense model's file with a study's run, so that latencies can be measured beside it again.

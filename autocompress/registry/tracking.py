@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autocompress.records import Lineage, TrialRecord
+from autocompress.records import Lineage, TrialRecord, TrialState
 from autocompress.registry.connection import Connection, all_pages
 from autocompress.registry.redact import redact
 from autocompress.registry.tags import KIND, PLAN, PREFIX, STUDY, STUDY_KEY, TRIAL, registry_tags, study_key
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PARENT = "mlflow.parentRunId"
 #: MLflow takes at most this many parameters in one batch.
 _PARAMS = 100
+#: How a trial ended -> MLflow's word for it. One that was stopped at a rung, or not even built, did not fail.
+_STATUS: dict[TrialState, str] = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 def track_study(
@@ -31,9 +33,10 @@ def track_study(
     params: Mapping[str, object],
     lineage: Lineage,
     trials: Sequence[TrialRecord],
+    summary: Mapping[str, float],
 ) -> str:
     """Write a study and its finished trials; see `Store.track_study`."""
-    finished = [t for t in trials if t.state in ("complete", "failed")]
+    finished = [t for t in trials if t.state in _STATUS]
     with connection.guard(f"tracking study {study!r}") as client:
         experiment = connection.experiment(study)
         parent = _parent(client, experiment, study, params, lineage)
@@ -45,7 +48,7 @@ def track_study(
         if len(finished) > len(done):
             # A request repeated after a lost reply makes a second run: it is dropped here.
             _children(client, experiment, parent.info.run_id)
-        _close_parent(client, parent, finished)
+        _close_parent(client, parent, finished, summary)
     return str(parent.info.run_id)
 
 
@@ -112,14 +115,18 @@ def _parent(client: MlflowClient, experiment: str, study: str, params: Mapping[s
     return run
 
 
-def _close_parent(client: MlflowClient, parent: Run, finished: Sequence[TrialRecord]) -> None:
+def _close_parent(
+    client: MlflowClient, parent: Run, finished: Sequence[TrialRecord], summary: Mapping[str, float]
+) -> None:
     from mlflow.entities import Metric
 
     ended = max((milliseconds(t.finished) for t in finished if t.finished), default=parent.info.start_time)
     counts = {
         "trials_complete": sum(t.state == "complete" for t in finished),
+        "trials_stopped": sum(t.state == "stopped" for t in finished),
         "trials_failed": sum(t.state == "failed" for t in finished),
         "trials_feasible": sum(t.feasible for t in finished),
+        **summary,
     }
     # The number of trials is the step: the same state written twice is the same point.
     client.log_batch(parent.info.run_id, metrics=[Metric(name, n, ended, len(finished)) for name, n in counts.items()])
@@ -151,15 +158,20 @@ def _write_trial(client: MlflowClient, experiment: str, parent: str, trial: Tria
         )
     ended = milliseconds(trial.finished) if trial.finished else run.info.start_time
     metrics = [Metric(name, value, ended, 0) for name, value in _trial_metrics(trial).items()]
+    for result in trial.rungs:
+        told = milliseconds(result.judged) if result.judged else ended
+        values = {"rung.epochs": result.fidelity.epochs, **{f"rung.{n}": e.value for n, e in result.values.items()}}
+        metrics += [Metric(name, value, told, result.fidelity.rung) for name, value in values.items()]
     params = [Param(name[:250], redact(str(value))[:6000]) for name, value in trial.params.items()]
     _log(client, run.info.run_id, metrics, params)
-    client.set_terminated(run.info.run_id, status="FINISHED" if trial.state == "complete" else "FAILED", end_time=ended)
+    client.set_terminated(run.info.run_id, status=_STATUS[trial.state], end_time=ended)
 
 
 def _trial_tags(trial: TrialRecord) -> dict[str, str]:
     tags = {
         KIND: "trial",
         TRIAL: str(trial.number),
+        PREFIX + "state": trial.state,
         PREFIX + "origin": trial.origin,
         PREFIX + "attempts": str(trial.attempts),
         PREFIX + "feasible": str(trial.feasible).lower(),

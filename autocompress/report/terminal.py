@@ -82,27 +82,30 @@ class Progress:
         hypervolume: float,
         elapsed: float,
         left: float | None,
+        complete: int | None = None,
     ) -> None:
-        """A trial of the search ended.
+        """A trial of the search was judged, or ended.
 
         Args:
-            done: trials that ended, failed ones as well.
+            done: trials that ended, failed ones as well, or were judged at a rung at least.
             total: trials asked for.
             failed: those that failed.
             front_size: members of the feasible front so far.
             hypervolume: normalised, in [0, 1].
             elapsed: seconds since the search began.
             left: seconds that it will still take, as far as one can tell; None if one cannot.
+            complete: those that were trained in full; None, or as many as did not fail, to say nothing of it.
         """
         began = self._begin("search")
-        state = [f"{failed} failed"] if failed else []
+        passed = [f"{complete} complete"] if complete not in (None, done - failed) else []
+        state = [*passed, *([f"{failed} failed"] if failed else [])]
         state += [f"front of {front_size}", f"hypervolume {hypervolume:.3f}"]
         remains = [f"{duration(left)} left"] if left is not None and done < total else []
         line = _line("search", ", ".join([f"{done}/{plural(total, 'trial')}", *state, duration(elapsed), *remains]))
         if self._live is None:
             self._tell(line, at_once=began or done >= total)
         elif done < total:
-            self._live.update(self._bar(done, total, ", ".join([f"{done}/{total}", *state, *remains])), refresh=True)
+            self._live.update(self._bar(done, total, self._fitted([f"{done}/{total}", *state, *remains])), refresh=True)
         else:
             self._keep(self._live, line)
 
@@ -117,6 +120,13 @@ class Progress:
             Text("search", style="bold"), *([bar] if room >= 4 else []), Text(text, overflow="ellipsis", no_wrap=True)
         )
         return row
+
+    def _fitted(self, words: list[str]) -> str:
+        """Joined, as far as they fit the terminal: the front's size goes first, then how many are complete."""
+        for dropped in ("front of", "complete"):
+            if len("search ") + len(", ".join(words)) > self._console.width:
+                words = [word for word in words if dropped not in word]
+        return ", ".join(words)
 
     def _keep(self, live: Live, line: Text) -> None:
         """Print a line above the live one, which starts anew."""

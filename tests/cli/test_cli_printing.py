@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from autocompress.cli.printing import command, front_table
-from autocompress.pipeline.views import FrontRow, FrontView
-from autocompress.records import Estimate, Plan
+from autocompress.cli.printing import command, front_table, print_front, print_status
+from autocompress.front.summary import RungSummary, SearchSummary
+from autocompress.pipeline.views import FrontRow, FrontView, StatusView
+from autocompress.records import Estimate, Plan, SearchLog
 
 
 def row(trial: int, **changes: object) -> FrontRow:
@@ -91,3 +92,71 @@ def test_the_next_command_can_be_called_as_it_is_printed(monkeypatch: pytest.Mon
     assert command() == ".venv/bin/autocompress"
     monkeypatch.setenv("PATH", str(own.parent))
     assert command() == "autocompress"
+
+
+SEARCH = SearchSummary(
+    total=60,
+    begun=37,
+    counts={"complete": 12, "stopped": 21, "paused": 3, "failed": 1},
+    stops={"rung": 21},
+    hypervolume=0.41234,
+    seconds=372.0,
+    time_s=600.0,
+    shares={"recover": 0.75, "measure": 0.25},
+    rungs=(
+        RungSummary(rung=0, epochs=0.0, judged=36, promoted=14, waiting=2, stopped=20, seconds=4.0, tau=0.51, pairs=9),
+        RungSummary(rung=1, epochs=0.25, judged=12, seconds=20.0),
+    ),
+    log=SearchLog(sampler="surrogate", why="auto: slow [candidates]", messages=("0 epochs rank well",)),
+)
+
+
+def status(**changes: object) -> StatusView:
+    values = {
+        "study": "s",
+        "folder": "runs/s",
+        "state": "stopped",
+        "done": 37,
+        "total": 60,
+        "counts": SEARCH.counts,
+        "reasons": {"timeout: no reply": 1},
+        "hypervolume": SEARCH.hypervolume,
+        "front": view(row(7), stage="search").model_copy(update={"search": SEARCH}),
+    }
+    return StatusView.model_validate({**values, **changes})
+
+
+def test_status_tells_the_search_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(status())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:9] == [
+        "study     s (stopped)",
+        "folder    runs/s",
+        "trials    37 of 60: 12 complete, 21 stopped early at a rung, 3 paused, 1 failed",
+        "  failed  1 x timeout: no reply",
+        "sampler   surrogate (auto: slow [candidates])",
+        "rung 0    0 epochs: 36 judged, 14 went on, 20 stopped, 2 waiting, Kendall tau 0.51 with full recovery",
+        "note      0 epochs rank well",
+        "time      6 min 12 s of 10 min 00 s: recovering 75%, measuring 25%",
+        "front     1 member, hypervolume of the search 0.412",
+    ]
+    assert lines[-1] == "The same 'autocompress run' command continues it."
+
+
+def test_status_of_a_study_without_a_search_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = view(stage="none")
+    print_status(status(state="not started", done=0, counts={}, reasons={}, front=nothing, hypervolume=0.0))
+    assert capsys.readouterr().out.splitlines() == [
+        "study     s (not started)",
+        "folder    runs/s",
+        "trials    0 of 60: none yet",
+    ]
+
+
+def test_a_front_ends_with_the_search_that_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    print_front(view(row(7)).model_copy(update={"search": SEARCH}))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        "search    37 of 60 candidates: 12 complete, 21 stopped early at a rung, 3 paused, 1 failed; "
+    )
+    assert last.endswith("recovering 75%, measuring 25%; sampler surrogate (auto: slow [candidates])")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autocompress.errors import RegistryError
-from autocompress.records import Lineage, TrialRecord
+from autocompress.records import Estimate, Fidelity, Lineage, RungResult, TrialRecord
 from autocompress.registry.store import Store
 
 pytestmark = pytest.mark.integration
@@ -61,9 +61,50 @@ def test_a_trial_becomes_a_child_run_with_what_it_was(store: Store, lineage: Lin
     run = store._connection.client.get_run(parent)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "7", "objectives": "['accuracy']"}
-    assert run.data.metrics == {"trials_complete": 9, "trials_failed": 1, "trials_feasible": 9}
+    assert run.data.metrics == {
+        "trials_complete": 9,
+        "trials_stopped": 0,
+        "trials_failed": 1,
+        "trials_feasible": 9,
+    }
     assert run.data.tags["autocompress.version.torch"] == "2.13.0"
     assert run.data.tags["autocompress.data_sha256"] == lineage.data_sha256
+
+
+def test_a_stopped_trial_is_no_failure_and_keeps_what_it_was_worth_at_its_rungs(
+    store: Store, lineage: Lineage, trials: MakeTrials
+) -> None:
+    (complete,) = trials(1)
+    rungs = tuple(
+        RungResult(
+            plan_key="k",
+            fidelity=Fidelity(epochs=0.1 * i, rung=i),
+            values={"accuracy": Estimate.exact(0.5 + 0.1 * i)},
+            judged=complete.finished,
+        )
+        for i in range(2)
+    )
+    update = {
+        "number": 1,
+        "state": "stopped",
+        "measurement": None,
+        "rungs": rungs,
+        "reason": "rung: not among the best",
+    }
+    waiting = complete.model_copy(update={"number": 2, "state": "paused", "measurement": None, "rungs": rungs})
+    made = [complete, complete.model_copy(update=update), waiting]
+    parent = store.track_study("digits", {}, lineage, made, {"hypervolume": 0.4})
+    children = _children(store, parent)
+    assert sorted(children) == ["0", "1"]
+    stopped = children["1"]
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.tags["autocompress.state"] == "stopped"
+    assert stopped.data.tags["autocompress.reason"] == "rung: not among the best"
+    history = store._connection.client.get_metric_history(stopped.info.run_id, "rung.accuracy")
+    assert [(m.step, m.value) for m in history] == [(0, 0.5), (1, 0.6)]
+    run = store._connection.client.get_run(parent)
+    assert run.data.metrics["hypervolume"] == 0.4
+    assert run.data.metrics["trials_stopped"] == 1
 
 
 def test_only_finished_trials_are_written_and_later_ones_are_added(
@@ -127,7 +168,7 @@ def test_a_process_that_dies_while_tracking_is_completed_by_the_next(
         from pathlib import Path
         from mlflow import MlflowClient
         from pydantic import TypeAdapter
-        from autocompress.records import Lineage, TrialRecord
+        from autocompress.records import Estimate, Fidelity, Lineage, RungResult, TrialRecord
         from autocompress.registry.store import Store
         folder, store, step, call = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
         done, calls = getattr(MlflowClient, step), []

@@ -86,6 +86,34 @@ def test_on_a_terminal_the_line_fits_and_loses_no_figure(monkeypatch: pytest.Mon
     assert line.endswith("112/240, 11 failed, front of 13, hypervolume 0.457, 1 h 04 min left")
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (120, "112/240, 45 complete, 11 failed, front of 13, hypervolume 0.457, 1 h 04 min left"),
+        (80, "112/240, 45 complete, 11 failed, hypervolume 0.457, 1 h 04 min left"),
+        (66, "112/240, 11 failed, hypervolume 0.457, 1 h 04 min left"),
+    ],
+)
+def test_a_narrow_terminal_leaves_out_what_can_be_missed(
+    monkeypatch: pytest.MonkeyPatch, columns: int, words: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress.update(112, 240, 11, front_size=13, hypervolume=0.4567, elapsed=9000.0, left=3840.0, complete=45)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    line = next(line for line in re.split(r"[\r\n]", text) if "112/240" in line).rstrip()
+    assert len(line) <= columns
+    assert line.endswith(words)
+
+
+def test_where_all_are_complete_that_is_not_said() -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.update(24, 24, 2, front_size=3, hypervolume=0.4567, elapsed=60.0, left=None, complete=22)
+    assert stream.getvalue() == "search     24/24 trials, 2 failed, front of 3, hypervolume 0.457, 1 min 00 s\n"
+
+
 def test_the_terminal_is_given_back_when_the_study_fails() -> None:
     stream = Terminal()
 
