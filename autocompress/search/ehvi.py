@@ -54,7 +54,7 @@ def expected_improvement(means: np.ndarray, stds: np.ndarray, front: np.ndarray)
 def _slices(means: np.ndarray, stds: np.ndarray, front: np.ndarray) -> np.ndarray:
     if means.shape[1] == 1:
         best = min(1.0, front.min()) if len(front) else 1.0
-        return _below(means, stds, np.array([best]))[:, 0]
+        return np.asarray(_below(means, stds, np.array([best]))[:, 0])
     front = front[np.argsort(front[:, -1], kind="stable")]
     levels = np.append(front[:, -1], 1.0)
     reached = _below(means[:, -1:], stds[:, -1:], levels)
@@ -89,7 +89,7 @@ def _below(means: np.ndarray, stds: np.ndarray, levels: np.ndarray) -> np.ndarra
     spread = np.where(sure, 1.0, stds)
     z = gap / spread
     found = gap * ndtr(z) + spread * np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
-    return np.where(sure, np.maximum(gap, 0.0), np.maximum(found, 0.0))
+    return np.asarray(np.where(sure, np.maximum(gap, 0.0), np.maximum(found, 0.0)))
 
 
 def _thinned(front: np.ndarray) -> np.ndarray:
@@ -99,4 +99,4 @@ def _thinned(front: np.ndarray) -> np.ndarray:
     if len(front) <= most:
         return front
     order = np.argsort(front[:, -1], kind="stable")
-    return front[order[np.linspace(0, len(front) - 1, most).round().astype(int)]]
+    return np.asarray(front[order[np.linspace(0, len(front) - 1, most).round().astype(int)]])

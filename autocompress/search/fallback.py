@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import optuna
@@ -17,6 +17,8 @@ from autocompress.search.variation import draw_distinct
 
 if TYPE_CHECKING:
     from autocompress.search.ledger import SearchSpace
+
+AnswerT = TypeVar("AnswerT")
 
 
 class _Reporter:
@@ -118,9 +120,9 @@ class SafeSampler(optuna.samplers.BaseSampler):
 
     def _guarded(
         self,
-        ask: Callable[[optuna.samplers.BaseSampler], Any],
-        instead: Callable[[optuna.samplers.BaseSampler], Any],
-    ) -> Any:
+        ask: Callable[[optuna.samplers.BaseSampler], AnswerT],
+        instead: Callable[[optuna.samplers.BaseSampler], AnswerT],
+    ) -> AnswerT:
         try:
             return ask(self._sampler)
         except Exception as error:  # noqa: BLE001 - whatever a sampler raises, the search goes on
