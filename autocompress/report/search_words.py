@@ -69,7 +69,8 @@ def time_words(summary: SearchSummary) -> str:
 def sampler_words(summary: SearchSummary) -> str:
     """Such as ``"surrogate (auto: 40 candidates of about 6 s each)"``; empty where it was not written down."""
     log = summary.log
-    return f"{log.sampler} ({log.why})" if log.sampler and log.why else log.sampler
+    why = log.why.removeprefix(f"sampler {log.sampler}: ")
+    return f"{log.sampler} ({why})" if log.sampler and why else log.sampler
 
 
 def seed_words(summary: SearchSummary) -> str:

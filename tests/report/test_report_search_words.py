@@ -50,6 +50,11 @@ def test_what_is_not_known_is_not_told() -> None:
     assert sampler_words(SearchSummary(total=1, begun=0, log=SearchLog(sampler="tpe"))) == "tpe"
 
 
+def test_the_sampler_is_named_once() -> None:
+    log = SearchLog(sampler="nsga2", why="sampler nsga2: as the study says")
+    assert sampler_words(SUMMARY.model_copy(update={"log": log})) == "nsga2 (as the study says)"
+
+
 def test_the_budget_of_time_stands_beside_what_was_spent() -> None:
     assert time_words(SUMMARY.model_copy(update={"time_s": 600.0})) == f"6 min 12 s of 10 min 00 s: {SHARES}"
 
