@@ -138,13 +138,20 @@ class Task:
 
         Raises:
             TaskError: the function raised, or did not return a module; it does not take what is asked for; or, of
-                another size, the module does not take an example, or gives outputs of another shape than the dense one.
+                another size, the module has a layer without units, does not take an example, or gives outputs of
+                another shape than the dense one.
         """
         sizes = {name: size for name, size in (("width", width), ("depth", depth)) if size is not None}
         if not sizes:
             return self._made({})
         self.check_sizes(sizes)
         module = self._made(sizes)
+        empty = next((name for name, weight in module.named_parameters() if weight.numel() == 0), None)
+        if empty is not None:
+            raise TaskError(
+                f"task {self.name!r}: its model function with {_words(sizes)}: expected layers with one unit at least, "
+                f"got {empty} of shape {tuple(module.get_parameter(empty).shape)}; let it round up"
+            )
         found = self._output_shape(module, sizes)
         if found != self._dense_output:
             raise TaskError(

@@ -193,8 +193,8 @@ BAD_STUDIES = [
     (
         "space: space.yaml",
         "space: jiont",
-        "study.yaml:6: space: expected a packaged space (depth, global, joint, lowrank, quantization, sharing, "
-        "structured, transformer, unstructured) or "
+        "study.yaml:6: space: expected a packaged space (depth, global, joint, lowrank, nas, quantization, "
+        "sharing, structured, transformer, unstructured) or "
         "the path of a .yaml file, got 'jiont' (did you mean 'joint'?)",
     ),
     (

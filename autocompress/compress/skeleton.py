@@ -105,8 +105,10 @@ class Skeleton:
         """An ONNX file with the graph, shapes and element types of the plan's build, and arbitrary weights.
 
         Raises:
-            InfeasibleError: the plan factorizes layers, or names what the network lacks.
+            InfeasibleError: the plan factorizes layers, builds another network, or names what the network lacks.
         """
+        if plan.architecture is not None:
+            raise InfeasibleError("skeleton: expected a plan for the dense network, got one that builds another")
         if plan.ranks:
             raise InfeasibleError(f"skeleton: expected a plan without factorized layers, got {plan.ranks[0].layer!r}")
         lost = self.lost(plan)

@@ -138,7 +138,9 @@ def _matters(space: Space, samples: Sequence[Params], view: View, turned: Callab
 
 
 def _shape(plan: Plan) -> Hashable:
-    return plan.drops, tuple((cut.group, cut.keep) for cut in plan.cuts), plan.ranks
+    built = plan.architecture
+    sizes = (built.width, built.depth) if built is not None else None
+    return plan.drops, tuple((cut.group, cut.keep) for cut in plan.cuts), plan.ranks, sizes
 
 
 def _file(plan: Plan) -> Hashable:
@@ -147,4 +149,8 @@ def _file(plan: Plan) -> Hashable:
         (entry.layer, entry.bits if entry.weights_only or entry.bits == 16 else 8, entry.weights_only)
         for entry in plan.bits
     )
+    built = plan.architecture
+    if built is not None:
+        whole = built.bits if built.weights_only or built.bits >= 16 else 8
+        stored = (("", whole, built.weights_only),)
     return _shape(plan), stored

@@ -106,8 +106,10 @@ class Outlines(Record):
         """The operations of the plan's file.
 
         Raises:
-            InfeasibleError: the plan factorizes layers, or names what the network lacks.
+            InfeasibleError: the plan factorizes layers, builds another network, or names what the network lacks.
         """
+        if plan.architecture is not None:
+            raise InfeasibleError("outline: expected a plan for the dense network, got one that builds another")
         if plan.ranks:
             raise InfeasibleError(f"outline: expected a plan without factorized layers, got {plan.ranks[0].layer!r}")
         try:

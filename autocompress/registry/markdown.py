@@ -281,7 +281,13 @@ def _recovery(card: EvidenceCard) -> str:
         "attention": "with the dense model and its inner layers, paired by attention, as teacher",
         "sequence": "on the dense model's own decoded outputs",
     }[plan.distillation.kind]
-    aware = "; quantization-aware" if plan.bits and plan.quantizer.training == "aware" else ""
+    aware = "; quantization-aware" if plan.quantizes and plan.quantizer.training == "aware" else ""
+    if plan.architecture is not None:
+        sizes = ", ".join(f"{name} {size:g}" for name, size in plan.architecture.sizes.items())
+        return (
+            f"Training: another network, built by the task at {sizes}, from fresh weights; {epochs:g} "
+            f"{'epoch' if epochs == 1 else 'epochs'} on the training split, {teacher}{aware}."
+        )
     return (
         f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, {teacher}; "
         f"schedule: {plan.schedule.kind}{aware}."
