@@ -34,4 +34,15 @@ def no_operation() -> Callable[[dict[str, Any]], dict[str, Any]]:
             "agreement": 0.0,
         }
     ).model_dump(mode="json")
-    return lambda request: reply
+    rung = {"kind": "rung", "seconds": {"recover": 0.0}}
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        key = Plan.model_validate(request["plan"]).key
+        # Any values will do, as long as candidates differ and a rung ranks them.
+        accuracy, latency = int(key[:8], 16) / 2**32, int(key[8:], 16) / 2**32 + 1e-6
+        values = {"accuracy": Estimate.exact(accuracy), "latency_ms": Estimate.exact(latency)}
+        found = {name: value.model_dump() for name, value in values.items()}
+        kind = rung if request["partial"] else reply
+        return {**kind, "plan_key": key, "fidelity": request["fidelity"], "values": found}
+
+    return answer

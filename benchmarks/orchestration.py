@@ -21,7 +21,7 @@ from typing import Any
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 
 from autocompress.cluster.session import ray_session
-from autocompress.records import EvaluatorReference, ParamValue, Plan
+from autocompress.records import ChannelCut, EvaluatorReference, ParamValue, Plan
 from autocompress.search.executor import search
 from autocompress.search.ledger import Ledger
 from autocompress.search.samplers import Random
@@ -34,19 +34,25 @@ OBJECTIVES = ("accuracy", "latency_ms")
 
 
 class NoSpace:
-    """Parameters without a meaning: every plan is the dense one."""
+    """Parameters of a group that nobody has; no two candidates are the same."""
 
     def suggest(self, trial: Suggester) -> dict[str, ParamValue]:
         """As many parameters as a small network has."""
         return {f"p{i}": trial.suggest_float(f"p{i}", 0.0, 1.0) for i in range(PARAMETERS)}
 
     def plan(self, params: Any) -> Plan:
-        """The dense plan."""
-        return Plan()
+        """A cut that tells the parameters apart."""
+        keep = 1 + round(1e9 * sum(params.values()))
+        return Plan(cuts=(ChannelCut(group="group", keep=keep, criterion="magnitude"),))
 
     def seeds(self) -> list[tuple[str, dict[str, ParamValue]]]:
         """None."""
         return []
+
+    def size(self) -> float:
+        """Of eight real numbers."""
+        return 8.0 * 15.0
+
 
 
 def ours(trials: int, workers: int) -> float:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from autocompress.measure.metrics import MetricConfig, OutputKind
 from autocompress.records import Metric
-from autocompress.search.samplers import NSGA2, SamplerConfig
+from autocompress.search.samplers import Auto, SamplerConfig
 
 #: What a name may be made of.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -76,25 +86,53 @@ class SearchConfig(_Part):
 
     Attributes:
         trials: candidates to evaluate, seeds included; a failed one counts.
+        time_s: seconds that the search may take, over all runs; null for as long as its trials take.
         workers: candidates evaluated at the same time.
         sampler: what proposes them.
         seeds: what it begins with.
         storage: the ledger's address for Optuna; null is a journal file in the study's folder. Never shown or kept.
         recovery_epochs: passes over the training split after compression; 0 recalibrates batch norm only.
-        timeout_s: seconds after which a candidate is killed.
+        rungs: passes, fewer and rising, after which candidates are judged, so that only the best of like latency go on
+            to `recovery_epochs`; empty: every candidate does; null: 0 and a quarter of them.
+        reduction: of so many candidates judged at a rung, one goes on.
+        bands: of latency within which they are compared, at most.
+        early_stop: end a recovery whose loss falls no more by a short fall of the learning rate.
+        timeout_s: seconds after which a candidate is killed, at each rung.
         memory_gb: memory beyond which a candidate is killed.
         max_failures: share of failed trials beyond which the search stops.
     """
 
     trials: Count = 50
+    time_s: Positive | None = None
     workers: Count = 1
-    sampler: SamplerConfig = NSGA2()
+    sampler: SamplerConfig = Auto()
     seeds: SeedsConfig = SeedsConfig()
     storage: SecretStr | None = None
     recovery_epochs: Amount = 0.25
+    rungs: tuple[Amount, ...] | None = None
+    reduction: Annotated[int, Field(strict=True, ge=2)] = 3
+    bands: Count = 4
+    early_stop: Annotated[bool, Field(strict=True)] = False
     timeout_s: Positive = 600.0
     memory_gb: Positive = 8.0
     max_failures: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.5
+
+    @field_validator("rungs")
+    @classmethod
+    def _rises(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        full = info.data.get("recovery_epochs")
+        if value and full is not None and any(a >= b for a, b in pairwise((*value, full))):
+            raise ValueError(
+                f"expected rising numbers of epochs below search.recovery_epochs, {full:g}, got {list(value)}"
+            )
+        return value
+
+    @property
+    def ladder(self) -> tuple[float, ...]:
+        """Epochs of all rungs, the last one included."""
+        full = self.recovery_epochs
+        early = self.rungs if self.rungs is not None else (0.0, full / 4.0) if full > 0.0 else ()
+        return (*early, full)
 
     @field_validator("storage")
     @classmethod

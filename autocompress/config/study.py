@@ -32,6 +32,10 @@ from autocompress.space.explain import Described, alternatives, nearest, validat
 from autocompress.space.reference import TaskConfig, anchored, reference_problem
 from autocompress.space.yaml import Document, KeyPath, flatten, key_text, override, read_document
 
+#: Settings of the search that no value depends on: how much of it there is, and with what it begins.
+_BUDGET = (
+    "trials", "time_s", "workers", "seeds", "reduction", "bands", "timeout_s", "memory_gb", "storage", "max_failures",
+)  # fmt: skip
 #: Where studies are kept unless the study file says otherwise.
 OUTPUT = Path("autocompress-runs")
 
@@ -170,7 +174,7 @@ class Study(BaseModel):
         Left out is what only decides where things lie, how many candidates there are and when one is given up.
         """
         data = self.model_dump(mode="json", exclude={"output", "registry"})
-        for key in ("trials", "workers", "seeds", "timeout_s", "memory_gb", "storage", "max_failures"):
+        for key in _BUDGET:
             del data["search"][key]
         del data["finalists"]["timeout_s"], data["target"]["node_wait_s"]
         del data["measure"]["batch_sizes"]

@@ -1,4 +1,4 @@
-"""Evaluate one candidate, inside its own killable process: compress, recover, export, measure; or answer from cache."""
+"""Judge one candidate, inside its own killable process: compress, recover, export, measure; or answer from cache."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import contextlib
 import fcntl
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from autocompress.compress.engine import Compressed, build
+from autocompress.compress.patience import Patience
 from autocompress.config import Study
-from autocompress.errors import AutocompressError, MeasurementError
+from autocompress.errors import AutocompressError, InfeasibleError, MeasurementError
 from autocompress.measure.agreement import agreement
 from autocompress.measure.fairness import fairness, is_classification
 from autocompress.measure.metrics import is_function
 from autocompress.measure.quality import predict
-from autocompress.pipeline.costs import costs_of
+from autocompress.pipeline.costs import Costs, costs_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.identity import code_digest, dataset_digest, task_code_digest
 from autocompress.pipeline.judge import torch_outputs
+from autocompress.pipeline.latency_model import LatencyPredictor, load_predictor
 from autocompress.pipeline.prepare import Prepared, Workbench, data_identity
-from autocompress.pipeline.probe import check_device, study_slot, take_readings
+from autocompress.pipeline.probe import Taken, check_device, study_slot, take_readings
+from autocompress.pipeline.profile import Profile
 from autocompress.records import (
     Agreement,
     Estimate,
@@ -34,9 +38,13 @@ from autocompress.records import (
     Measurement,
     Plan,
     Role,
+    RungResult,
     digest,
 )
 from autocompress.rng import derive_seed
+
+if TYPE_CHECKING:
+    from autocompress.measure.target import Session
 
 
 def evaluator_of(bench: Workbench) -> EvaluatorReference:
@@ -54,7 +62,8 @@ def build_evaluator(folder: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         folder: the study's folder, prepared.
 
     Returns:
-        ``evaluate({"plan": ..., "fidelity": ..., "role": ...}) -> measurement``, all in JSON.
+        ``evaluate({"plan": ..., "fidelity": ..., "role": ..., "partial": ...}) -> measurement``, all in JSON; what a
+        partial rung says is a `RungResult`.
     """
     torch.set_num_threads(1)
     place = StudyFolder(Path(folder))
@@ -65,10 +74,11 @@ def build_evaluator(folder: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     evaluator = Evaluator(Workbench(study, place, prepared))
 
     def evaluate(request: dict[str, Any]) -> dict[str, Any]:
-        measurement = evaluator(
-            Plan.model_validate(request["plan"]), Fidelity.model_validate(request["fidelity"]), request["role"]
+        plan, fidelity = Plan.model_validate(request["plan"]), Fidelity.model_validate(request["fidelity"])
+        found = (
+            evaluator.judge(plan, fidelity) if request.get("partial") else evaluator(plan, fidelity, request["role"])
         )
-        return measurement.model_dump(mode="json")
+        return found.model_dump(mode="json")
 
     return evaluate
 
@@ -96,9 +106,40 @@ class Evaluator:
         Raises:
             MeasurementError: another role, or another host than the baseline's.
         """
-        bench = self._bench
         if role not in ("validation", "selection"):
             raise MeasurementError(f"role: expected 'validation' or 'selection', got {role!r}")
+        with self._known(plan, fidelity, role, "") as path:
+            earlier = read_record(path, Measurement)
+            if earlier is not None and self._bench.folder.artifact(earlier.artifact.sha256).is_file():
+                return earlier.model_copy(update={"cached": True})
+            measurement = self._evaluate(plan, fidelity, role)
+            write_record(path, measurement)
+            return measurement
+
+    def judge(self, plan: Plan, fidelity: Fidelity) -> RungResult:
+        """What the plan's artifact is worth on the validation split, at a rung below the last.
+
+        It is the file that would ship after as much training. Its latency is read only where no model tells it.
+
+        Args:
+            plan: what to build.
+            fidelity: how long it recovers.
+
+        Raises:
+            MeasurementError: another host than the baseline's.
+        """
+        with self._known(plan, fidelity, "validation", "rung") as path:
+            earlier = read_record(path, RungResult)
+            if earlier is not None:
+                return earlier.model_copy(update={"cached": True})
+            result = self._judge(plan, fidelity)
+            write_record(path, result)
+            return result
+
+    @contextlib.contextmanager
+    def _known(self, plan: Plan, fidelity: Fidelity, role: Role, kind: str) -> Iterator[Path]:
+        """Where the answer is kept; nobody else works on it inside the block."""
+        bench = self._bench
         if bench.host.key != bench.prepared.baseline.host.key:
             raise MeasurementError(
                 f"expected the host {bench.prepared.baseline.host.key}, on which the dense model was measured, got "
@@ -115,24 +156,22 @@ class Evaluator:
                 "target": bench.study.target.model_dump(mode="json", exclude={"node_wait_s"}),
                 "host": bench.host.key,
                 "fidelity": fidelity.model_dump(mode="json"),
+                "ladder": bench.study.search.ladder if role == "validation" else (),
+                "early_stop": bench.study.search.early_stop,
                 "role": role,
                 "seed": bench.study.seed,
                 **({"metrics": self._metrics} if self._metrics else {}),
+                **({"kind": kind} if kind else {}),
             }
         )
         path = bench.folder.root / "cache" / f"{key}.json"
         with _alone(path.with_suffix(".lock")):
-            earlier = read_record(path, Measurement)
-            if earlier is not None and bench.folder.artifact(earlier.artifact.sha256).is_file():
-                return earlier.model_copy(update={"cached": True})
-            measurement = self._evaluate(plan, fidelity, role)
-            write_record(path, measurement)
-            return measurement
+            yield path
 
-    def _evaluate(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
+    def _build(self, plan: Plan, fidelity: Fidelity, role: Role) -> Compressed:
+        """The artifact; a candidate of the search goes on from what it was trained before."""
         bench = self._bench
-        check_device(bench.study, bench.folder, bench.host)  # before minutes of training
-        compressed = build(
+        return build(
             bench.task,
             bench.dense,
             plan,
@@ -142,22 +181,58 @@ class Evaluator:
             seed=derive_seed(bench.study.seed, "compress", plan.key),
             guard=self._slot.training,
             packed=bench.study.wants_packed,
+            checkpoint=bench.folder.checkpoint(plan, role),
+            patience=Patience() if bench.study.search.early_stop else None,
         )
+
+    def _judge(self, plan: Plan, fidelity: Fidelity) -> RungResult:
+        bench = self._bench
+        compressed = self._build(plan, fidelity, "validation")
         session = bench.target.prepare(compressed.model)
         started = time.monotonic()
-        outputs, targets = predict(session, getattr(bench.task, role), guard=self._slot.training)
-        seed = derive_seed(bench.study.seed, "bootstrap", role)
-        quality = bench.judge.values(outputs, targets, role)
-        fair: Fairness | None = None
-        alike: Agreement | None = None
-        if is_classification(outputs, targets):
-            fair = fairness(bench.dense_outputs(role), outputs, targets, seed=seed)
-            if role == "selection":
-                alike = agreement(outputs, bench.dense_outputs(role), targets, self._torch(compressed, role))
+        outputs, targets = predict(session, bench.task.validation, guard=self._slot.training)
+        quality = bench.judge.values(outputs, targets, "validation")
+        fair = self._fair(outputs, targets, "validation")
         judged = time.monotonic()
+        latency = self._predicted(plan)
+        predicted = ("latency_ms",) if latency is not None else ()
+        seconds: dict[str, float] = {}
+        if latency is None:
+            taken = self._read(plan, bench.folder.write_artifact(compressed.model), session)
+            latency = scaled(taken.readings[0].ratio, bench.prepared.baseline.latency_ms)
+            seconds = {"wait": time.monotonic() - judged - taken.seconds, "latency": taken.seconds}
+        costs = self._costs(plan, compressed)
+        return RungResult(
+            plan_key=plan.key,
+            fidelity=fidelity,
+            values={**values_of(compressed, quality, latency, fair), **costs.values},
+            predicted=predicted,
+            seconds={**compressed.seconds, "quality": judged - started, **seconds, **costs.seconds},
+        )
+
+    def _predicted(self, plan: Plan) -> Estimate | None:
+        """Milliseconds as the study's latency model tells them; None without one, or if it does not know the plan."""
+        try:
+            return self._predictor.predict(plan) if self._predictor is not None else None
+        except InfeasibleError:
+            return None
+
+    @cached_property
+    def _predictor(self) -> LatencyPredictor | None:
+        profile = read_record(self._bench.folder.profile, Profile)
+        summary = profile.latency_model if profile is not None else None
+        return load_predictor(self._bench, summary) if summary is not None else None
+
+    def _fair(self, outputs: np.ndarray, targets: np.ndarray, role: Role) -> Fairness | None:
+        if not is_classification(outputs, targets):
+            return None
+        seed = derive_seed(self._bench.study.seed, "bootstrap", role)
+        return fairness(self._bench.dense_outputs(role), outputs, targets, seed=seed)
+
+    def _read(self, plan: Plan, sha256: str, session: Session) -> Taken:
+        bench = self._bench
         dense = bench.prepared.baseline.artifact.sha256
-        sha256 = bench.folder.write_artifact(compressed.model)
-        taken = take_readings(
+        return take_readings(
             bench.study,
             bench.folder,
             bench.target,
@@ -168,8 +243,9 @@ class Evaluator:
             baseline=bench.host,
             loaded={sha256: session, dense: bench.dense_session},
         )
-        reading = taken.readings[0]
-        read = time.monotonic()
+
+    def _costs(self, plan: Plan, compressed: Compressed) -> Costs:
+        bench = self._bench
         (costs,) = costs_of(
             bench.study,
             bench.folder,
@@ -180,6 +256,25 @@ class Evaluator:
             seed=derive_seed(bench.study.seed, "costs", plan.key),
             energy_mj=bench.prepared.baseline.energy_mj,
         )
+        return costs
+
+    def _evaluate(self, plan: Plan, fidelity: Fidelity, role: Role) -> Measurement:
+        bench = self._bench
+        check_device(bench.study, bench.folder, bench.host)  # before minutes of training
+        compressed = self._build(plan, fidelity, role)
+        session = bench.target.prepare(compressed.model)
+        started = time.monotonic()
+        outputs, targets = predict(session, getattr(bench.task, role), guard=self._slot.training)
+        quality = bench.judge.values(outputs, targets, role)
+        fair = self._fair(outputs, targets, role)
+        alike: Agreement | None = None
+        if fair is not None and role == "selection":
+            alike = agreement(outputs, bench.dense_outputs(role), targets, self._torch(compressed, role))
+        judged = time.monotonic()
+        taken = self._read(plan, bench.folder.write_artifact(compressed.model), session)
+        reading = taken.readings[0]
+        read = time.monotonic()
+        costs = self._costs(plan, compressed)
         return Measurement(
             plan_key=plan.key,
             fidelity=fidelity,

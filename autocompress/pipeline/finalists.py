@@ -94,7 +94,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         StudyChangedError: the test split is not the one that was opened before.
     """
     study, folder, report = bench.study, bench.folder, reporter()
-    chosen = _choose(bench, trials)
+    chosen = choose(bench, trials)
     fidelity = Fidelity(epochs=study.finalists.recovery_epochs, rung=FULL)
     selection = dataset_digest(bench.task.selection)
     key = digest(
@@ -167,7 +167,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
                 controls=controls.get(trial.number, {}),
             )
             for (trial, _), final, on_front, alike, test in zip(measured, fresh, front, tied, tests, strict=True)
-            if trial.plan is not None and trial.measurement is not None
+            if trial.plan is not None
         ),
         baseline=baseline,
         data_sha256={
@@ -235,26 +235,49 @@ def _controls(
     return found, failed
 
 
-def _choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials, one per physical candidate, by non-dominated rank, spread out.
+def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The candidates that are recovered in full: one per physical candidate, by non-dominated rank, spread out.
 
-    Trials whose latency stayed noisy cannot be ranked beside the others: they only fill the places that are left.
+    Feasible complete trials come first. Places that are left go to trials whose latency stayed noisy, which cannot be
+    ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first:
+    so a search that is stopped early still gives the best that it knows.
+
+    Args:
+        bench: the prepared study.
+        trials: the ledger's, those of an unfinished search as well.
+
+    Raises:
+        SearchError: every trial failed; the message has the first cause.
+        NoCandidateError: no trial meets the constraints; the message names the nearest ones.
     """
-    complete = {t.plan.key: t for t in reversed(trials) if t.state == "complete" and t.plan is not None}
-    if not complete:
+    study = bench.study
+    known = {t.plan.key: t for t in reversed(trials) if t.state == "complete" and t.plan is not None}
+    early = {
+        t.plan.key: t
+        for t in reversed(trials)
+        if t.state in ("running", "paused", "stopped") and t.rungs and t.plan is not None and t.plan.key not in known
+    }
+    if not known and not early:
         first = next((t.reason for t in trials if t.state == "failed"), "no reason known")
-        raise SearchError(f"all {len(trials)} trials of study {bench.study.name!r} failed; the first: {first}")
-    feasible = [t for t in complete.values() if t.feasible]
-    if not feasible:
-        found = [as_point(f"trial {t.number}", t.measurement) for t in complete.values() if t.measurement]
+        raise SearchError(f"all {len(trials)} trials of study {study.name!r} failed; the first: {first}")
+    feasible = [t for t in known.values() if t.feasible]
+    if not feasible and not early:
+        found = [as_point(f"trial {t.number}", t.measurement) for t in known.values() if t.measurement]
         raise NoCandidateError(
-            f"no candidate of study {bench.study.name!r} meets its constraints.\n" + nearest(found, bench.study.bounds)
+            f"no candidate of study {study.name!r} meets its constraints.\n" + nearest(found, study.bounds)
         )
-    objectives, chosen = bench.study.objectives, list[TrialRecord]()
+    chosen = list[TrialRecord]()
+
+    def add(some: Sequence[TrialRecord], values: Sequence[dict[str, Estimate]]) -> None:
+        points = minimized(values, study.objectives, study.metrics)
+        chosen.extend(some[i] for i in choose_finalists(points, study.finalists.count - len(chosen)))
+
     for trusted in (True, False):
-        some = [t for t in feasible if counts(t, objectives) == trusted]
-        points = minimized([t.measurement.values for t in some if t.measurement], objectives, bench.study.metrics)
-        chosen += [some[i] for i in choose_finalists(points, bench.study.finalists.count - len(chosen))]
+        some = [t for t in feasible if counts(t, study.objectives) == trusted]
+        add(some, [t.measurement.values for t in some if t.measurement])
+    for rung in reversed(range(len(study.search.ladder) - 1)):
+        some = [t for t in early.values() if t.rungs[-1].fidelity.rung == rung]
+        add(some, [t.rungs[-1].values for t in some])
     return chosen
 
 

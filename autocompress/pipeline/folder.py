@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autocompress.errors import AutocompressError, StudyLockedError
-from autocompress.records import Record
+from autocompress.records import Plan, Record, Role
 
 R = TypeVar("R", bound=Record)
 
@@ -94,6 +94,10 @@ class StudyFolder:
     def logs(self) -> Path:
         """Output of the candidates' processes."""
         return self.root / "logs"
+
+    def checkpoint(self, plan: Plan, role: Role) -> Path:
+        """What a candidate of the search was trained so far, or a finalist."""
+        return self.root / "checkpoints" / f"{plan.key}-{role}"
 
     def artifact(self, sha256: str) -> Path:
         """The model file with this hash."""

@@ -14,7 +14,8 @@ class SearchState(Record):
     """Where a search stands.
 
     Attributes:
-        done, total, failed: trials.
+        done, total, failed: trials; done are those that were judged at a rung at least.
+        complete: trials that were trained in full.
         front_size: members of the feasible front so far.
         hypervolume: normalised, in [0, 1].
         elapsed_s, left_s: seconds; `left_s` is None before the first trial ends.
@@ -23,6 +24,7 @@ class SearchState(Record):
     done: int
     total: int
     failed: int
+    complete: int = 0
     front_size: int
     hypervolume: float
     elapsed_s: float

@@ -50,6 +50,7 @@ class StudyRun:
         self.study = study
         self.seconds: dict[str, float] = {}
         self._bench: Workbench | None = None
+        self._profile: Profile | None = None
         self._trials: tuple[TrialRecord, ...] | None = None
         self._finals: Finals | None = None
         self._tracking = ""
@@ -79,12 +80,13 @@ class StudyRun:
     def profile(self) -> Profile:
         """Latency per layer, sensitivity per group."""
         with self._timed("profile"):
-            return profile(self.bench)
+            self._profile = profile(self.bench)
+            return self._profile
 
     def search(self) -> None:
         """The trials that are left."""
         with self._timed("search"):
-            self._trials = search_candidates(self.bench, self._start_ray)
+            self._trials = search_candidates(self.bench, _made(self._profile, "profile"), self._start_ray)
 
     def find_finalists(self) -> None:
         """Full recovery, fresh measurement, selection, and the test split once."""

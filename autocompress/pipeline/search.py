@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 
 from autocompress.config import Study
 from autocompress.front.dominance import non_dominated
-from autocompress.front.indicators import baseline_values, counts, hypervolume
+from autocompress.front.indicators import baseline_values, counts, hypervolume, trace
 from autocompress.pipeline.evaluate import evaluator_of
-from autocompress.pipeline.folder import StudyFolder
+from autocompress.pipeline.folder import StudyFolder, read_record, write_record
+from autocompress.pipeline.guide import PlanGuide, study_guide
 from autocompress.pipeline.prepare import Workbench
+from autocompress.pipeline.profile import Profile
 from autocompress.pipeline.progress import SearchState, reporter
-from autocompress.records import Baseline, Fidelity, Metric, TrialRecord, minimized
+from autocompress.pipeline.seeds import seed_points
+from autocompress.records import Baseline, Metric, ParamValue, SearchLog, TrialRecord, minimized
 from autocompress.rng import derive_seed
+from autocompress.search.choose import Choice
 from autocompress.search.executor import search
-from autocompress.search.ledger import Ledger
+from autocompress.search.ledger import ENDED, Ledger
+from autocompress.search.problem import Problem
+from autocompress.search.rungs import fidelities
 from autocompress.search.settings import SearchSettings
 
 
@@ -58,13 +65,13 @@ def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ..
         trials: the ledger's.
         elapsed_s: since this process began to search.
     """
-    ended = [t for t in trials if t.state in ("complete", "failed")]
     front = search_front(trials, study.objectives, study.metrics)
     values = [{k: e.value for k, e in t.measurement.values.items()} for t in front if t.measurement]
     return SearchState(
-        done=len(ended),
+        done=sum(t.state in ENDED or t.state == "paused" for t in trials),
         total=study.search.trials,
-        failed=sum(t.state == "failed" for t in ended),
+        failed=sum(t.state == "failed" for t in trials),
+        complete=sum(t.state == "complete" for t in trials),
         front_size=len(front),
         hypervolume=hypervolume(values, baseline_values(baseline, "validation"), study.objectives, study.metrics),
         elapsed_s=elapsed_s,
@@ -72,44 +79,125 @@ def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ..
     )
 
 
-def search_candidates(bench: Workbench, start_ray: Callable[[], None]) -> tuple[TrialRecord, ...]:
+def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[], None]) -> tuple[TrialRecord, ...]:
     """Run the trials that are left, and tell how it goes.
 
     Args:
         bench: the prepared study.
+        profile: of it.
         start_ray: called if there is anything to run.
 
     Raises:
         InterruptedStudyError: the user stopped it; the ledger is whole.
         SearchError: too many trials failed; the message has the first cause.
+        ConfigError: a plan file that the search shall begin with is none of the space.
     """
     study, report = bench.study, reporter()
     ledger = open_ledger(study)
-    already = sum(t.state in ("complete", "failed") for t in ledger.trials())
-    if already < study.search.trials:
-        size = bench.space.describe().splitlines()[0]
-        report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials; {size}")
-        start_ray()
-        began = time.monotonic()
+    already = ledger.count(*ENDED)
+    spent_s = _spent_s(bench, ledger)
+    late = study.search.time_s is not None and spent_s >= study.search.time_s
+    if already >= study.search.trials or (late and already):
+        over = f"its {study.search.time_s:g} s are over" if late else "all are there"
+        report.stage("search", f"{already} trials are done; {over}")
+        return ledger.trials()
+    size = bench.space.describe().splitlines()[0]
+    report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials; {size}")
+    log = _Log(bench.folder)
+    began = time.monotonic()
+    guide = study_guide(bench, profile)
+    seeds = _seeds(bench, profile, guide, ledger)
+    log.spend("seeds", time.monotonic() - began)
+    start_ray()
+    began = time.monotonic()
 
-        def told(_: TrialRecord) -> None:
-            state = search_state(study, bench.prepared.baseline, ledger.trials(), time.monotonic() - began)
-            fresh = state.done - already
-            left = (state.total - state.done) * state.elapsed_s / fresh if fresh > 0 else None
-            report.searched(state.model_copy(update={"left_s": left}))
+    def told(_: TrialRecord) -> None:
+        state = search_state(study, bench.prepared.baseline, ledger.trials(), time.monotonic() - began)
+        report.searched(state.model_copy(update={"left_s": _left_s(study, state, already, spent_s)}))
 
-        settings = SearchSettings(
+    search(
+        bench.space,
+        evaluator_of(bench),
+        SearchSettings(
             trials=study.search.trials,
             folder=bench.folder.root,
             workers=study.search.workers,
             sampler=study.search.sampler,
             seed=derive_seed(study.seed, "search"),
-            fidelity=Fidelity(epochs=study.search.recovery_epochs),
+            rungs=fidelities(study.search.ladder),
+            reduction=study.search.reduction,
+            bands=study.search.bands,
+            time_s=study.search.time_s,
+            spent_s=spent_s,
             timeout_s=study.search.timeout_s,
             memory_gb=study.search.memory_gb,
             max_failures=study.search.max_failures,
-        )
-        search(bench.space, evaluator_of(bench), settings, ledger, told)
-    else:
-        report.stage("search", f"all {already} trials are done")
+        ),
+        ledger,
+        told,
+        problem=Problem(
+            objectives=study.objectives,
+            dense=baseline_values(bench.prepared.baseline, "validation"),
+            metrics=study.metrics,
+            bounds=study.bounds,
+            guide=guide,
+        ),
+        seeds=seeds,
+        on_message=log.say,
+        on_choice=log.choose,
+    )
+    # What was not promoted is never trained further; finalists begin anew.
+    shutil.rmtree(bench.folder.root / "checkpoints", ignore_errors=True)
     return ledger.trials()
+
+
+def _seeds(
+    bench: Workbench, profile: Profile, guide: PlanGuide, ledger: Ledger
+) -> list[tuple[str, dict[str, ParamValue]]]:
+    """What the search begins with, at most half of its trials; nothing new once trials were proposed."""
+    if any(t.origin == "sampler" for t in ledger.trials()):
+        return []
+    return seed_points(bench, profile, guide)[: max(1, (bench.study.search.trials + 1) // 2)]
+
+
+def _spent_s(bench: Workbench, ledger: Ledger) -> float:
+    """Seconds of earlier runs in which a trial ran."""
+    study = bench.study
+    points = trace(ledger.trials(), bench.prepared.baseline, study.objectives, study.metrics)
+    return points[-1].seconds if points else 0.0
+
+
+def _left_s(study: Study, state: SearchState, already: int, spent_s: float) -> float | None:
+    """Seconds until the trials are done at this pace, or the time is over; None before one is done."""
+    fresh = state.done - already
+    left = (state.total - state.done) * state.elapsed_s / fresh if fresh > 0 else None
+    if study.search.time_s is None:
+        return left
+    budget = max(0.0, study.search.time_s - spent_s - state.elapsed_s)
+    return budget if left is None else min(left, budget)
+
+
+class _Log:
+    """What the search decides by itself: told, and kept."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self._path = folder.search_log
+        self._log = read_record(self._path, SearchLog) or SearchLog()
+
+    def say(self, message: str) -> None:
+        """A sentence for people."""
+        reporter().stage("search", message)
+        self._keep(messages=tuple(dict.fromkeys((*self._log.messages, message))))
+
+    def choose(self, choice: Choice) -> None:
+        """Which sampler, and why."""
+        reporter().stage("search", choice.why)
+        self._keep(sampler=choice.config.kind, why=choice.why)
+
+    def spend(self, part: str, seconds: float) -> None:
+        """Wall time of a part outside of the candidates."""
+        self._keep(seconds={**self._log.seconds, part: self._log.seconds.get(part, 0.0) + seconds})
+
+    def _keep(self, **changes: object) -> None:
+        self._log = self._log.model_copy(update=changes)
+        write_record(self._path, self._log)

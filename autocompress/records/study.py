@@ -110,7 +110,7 @@ class Finalist(Record):
 
     Attributes:
         number: the trial it came from.
-        search: its measurement in the search (validation split).
+        search: its measurement in the search (validation split); None if the search judged it at lower rungs only.
         final: its measurement after full recovery (selection split).
         test: accuracy on the test split, opened once; None until then, and for finalists off the final front.
         test_metrics: the study's metrics on the test split, likewise.
@@ -123,7 +123,7 @@ class Finalist(Record):
 
     number: int
     plan: Plan
-    search: Measurement
+    search: Measurement | None
     final: Measurement
     test: Estimate | None = None
     test_metrics: dict[str, Estimate] = Field(default_factory=dict)

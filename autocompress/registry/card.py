@@ -110,7 +110,8 @@ class EvidenceCard(Record):
         trial: number of the trial in the study.
         plan: what was asked: cuts, masks, bits.
         origin: task, data, target, dense baseline and lineage.
-        search: the measurement that put the candidate on the search's front (validation split).
+        search: the measurement that put the candidate on the search's front (validation split); None if the search
+            judged it before it was trained in full only.
         final: the measurement after full recovery (selection split).
         test: accuracy on the test split, opened once, after all selection was done.
         test_metrics: the study's metrics on the test split, likewise.
@@ -122,7 +123,7 @@ class EvidenceCard(Record):
     trial: int
     plan: Plan
     origin: Origin
-    search: Measurement
+    search: Measurement | None
     final: Measurement
     test: Estimate
     test_metrics: dict[str, Estimate] = Field(default_factory=dict)
@@ -131,6 +132,8 @@ class EvidenceCard(Record):
     @model_validator(mode="after")
     def _consistent(self) -> EvidenceCard:
         for name, measurement, role in (("search", self.search, "validation"), ("final", self.final, "selection")):
+            if measurement is None:
+                continue
             if measurement.plan_key != self.plan.key:
                 raise ValueError(f"{name}.plan_key: expected {self.plan.key} (the plan's), got {measurement.plan_key}")
             if measurement.role != role:
@@ -175,7 +178,8 @@ class EvidenceCard(Record):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of the study and of both measurements, each once."""
-        own = list(dict.fromkeys((*self.origin.warnings, *self.search.warnings, *self.final.warnings)))
+        early = self.search.warnings if self.search is not None else ()
+        own = list(dict.fromkeys((*self.origin.warnings, *early, *self.final.warnings)))
         if self.final.latency.noisy:
             own.append("The latency reading stayed noisy after all repeats; do not rank by it.")
         return tuple(own)

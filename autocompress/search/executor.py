@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ray
@@ -19,8 +20,10 @@ from autocompress.cluster.session import ray_session
 from autocompress.errors import SearchError
 from autocompress.records import EvaluatorReference, ParamValue, TrialRecord
 from autocompress.rng import derive_seed
+from autocompress.search.choose import Choice, build_proposer, choose_sampler
+from autocompress.search.fallback import SafeProposer, SafeSampler
 from autocompress.search.ledger import ENDED, Ledger, SearchSpace
-from autocompress.search.problem import Problem
+from autocompress.search.problem import Problem, Proposer
 from autocompress.search.rungs import Ladder
 from autocompress.search.scheduler import RungScheduler
 from autocompress.search.searcher import LedgerSearcher
@@ -38,6 +41,7 @@ def search(
     problem: Problem | None = None,
     seeds: Sequence[tuple[str, dict[str, ParamValue]]] | None = None,
     on_message: Callable[[str], None] = lambda message: None,
+    on_choice: Callable[[Choice], None] = lambda choice: None,
 ) -> None:
     """Bring the ledger to `settings.trials` ended trials, or as far as `settings.time_s` allows.
 
@@ -55,6 +59,7 @@ def search(
         problem: what is optimized; candidates of several rungs cannot be compared without.
         seeds: named parameters to begin with; the space's own by default.
         on_message: told what a person should know, in a sentence.
+        on_choice: told which sampler proposes, and why.
 
     Raises:
         InterruptedStudyError: SIGINT or SIGTERM came. Candidates are killed, their trials stay open.
@@ -69,9 +74,9 @@ def search(
     ladder = Ladder(settings.rungs, settings.reduction, settings.bands, problem)
     ended = ledger.count(*ENDED)
     if ended < settings.trials:
-        ledger.use(settings.sampler.build(derive_seed(settings.seed, "sampler", ended)))
+        proposer = _proposer(space, settings, ledger, problem, on_message, on_choice)
         with ray_session(settings.workers) as workers, stop_signals() as stop:
-            searcher = LedgerSearcher(ledger, space, settings, ladder, workers, None, on_trial, on_message)
+            searcher = LedgerSearcher(ledger, space, settings, ladder, workers, proposer, on_trial, on_message)
             while searcher.left:
                 _run_tune(searcher, evaluator, settings, stop)
                 if searcher.error is not None:
@@ -89,6 +94,33 @@ def search(
         raise SearchError(
             f"all {ledger.count('failed')} trials failed; the first, trial {first.number}: {first.reason}"
         )
+
+
+def _proposer(
+    space: SearchSpace,
+    settings: SearchSettings,
+    ledger: Ledger,
+    problem: Problem,
+    on_message: Callable[[str], None],
+    on_choice: Callable[[Choice], None],
+) -> Proposer | None:
+    """What proposes beyond the seeds: one of our own, or the ledger's sampler from now on. Neither stops the search."""
+    done = [t for t in ledger.trials() if t.state in ENDED and t.started and t.finished]
+    took = [(t.finished - t.started).total_seconds() for t in done if t.started and t.finished and t.reason == ""]
+    choice = choose_sampler(
+        settings.sampler,
+        trials=settings.trials,
+        space_log10_size=space.size(),
+        seconds_per_trial=median(took) if took else None,
+        problem=problem,
+    )
+    on_choice(choice)
+    kind, seed = choice.config.kind, derive_seed(settings.seed, "sampler", len(done))
+    found = build_proposer(choice.config, space, problem, seed)
+    if found is not None:
+        return SafeProposer(found, kind, space, seed, on_message)
+    ledger.use(SafeSampler(choice.config.build(seed), kind, seed, on_message))
+    return None
 
 
 def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings: SearchSettings, stop: Stop) -> None:

@@ -63,6 +63,10 @@ class SearchSpace(Protocol):
         """Named parameters that the search begins with, the most useful first."""
         ...
 
+    def size(self) -> float:
+        """log10 of the number of configurations."""
+        ...
+
 
 class Candidate(Record):
     """A trial that waits for its measurement.
@@ -90,6 +94,7 @@ class Ledger:
         self._bounds = tuple(bounds)
         self._records: dict[int, tuple[tuple[object, ...], TrialRecord]] = {}
         self._firsts: dict[str, int] | None = None
+        self._shared: dict[Record, Record] = {}
 
     @classmethod
     def open(
@@ -181,7 +186,7 @@ class Ledger:
             origin=attrs.get("origin", "sampler"),
             params=trial.params or trial.system_attrs.get("fixed_params", {}),
             plan=Plan.model_validate_json(attrs["plan"]) if "plan" in attrs else None,
-            measurement=_stored(attrs["measurement"]) if state == "complete" and "measurement" in attrs else None,
+            measurement=self._kept(attrs["measurement"]) if state == "complete" and "measurement" in attrs else None,
             rungs=rungs,
             violations=dict(trial.constraints) if state == "complete" else {},
             reason=attrs.get("reason", "") if state in ("failed", "stopped") else "",
@@ -191,6 +196,17 @@ class Ledger:
         )
         self._records[trial.number] = seen, record
         return record
+
+    def _kept(self, text: str) -> Measurement:
+        """A measurement that shares with the others what is equal in them: layers and the host are most of it."""
+        found = _stored(text)
+        layers = tuple(self._shared.setdefault(layer, layer) for layer in found.artifact.layers)
+        return found.model_copy(
+            update={
+                "artifact": found.artifact.model_copy(update={"layers": layers}),
+                "host": self._shared.setdefault(found.host, found.host),
+            }
+        )
 
     def twin(self, candidate: Candidate) -> TrialRecord | None:
         """The first trial of the same physical candidate, if that is another one and has not failed."""

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 import moocore
 import numpy as np
@@ -46,6 +48,7 @@ class Ladder:
     reduction: int
     bands: int
     problem: Problem
+    _rows: dict[tuple[int, int], _Row] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def last(self) -> int:
@@ -87,28 +90,31 @@ class Ladder:
             offers: list[tuple[int, int, int]] = []
             for band in self._bands(judged, rung):
                 quota = len(band) / self.reduction
-                gone = sum(number in ahead for number in band)
-                best = band[: math.ceil(quota) if final else math.floor(quota)]
+                gone = sum(row.number in ahead for row in band)
+                best = _best(band, math.ceil(quota) if final else math.floor(quota))
                 left = [number for number in best if number in waiting]
                 offers += [(gone + place, place, number) for place, number in enumerate(left)]
             found += [number for *_, number in sorted(offers)]
         return found
 
-    def _bands(self, judged: Sequence[TrialRecord], rung: int) -> list[list[int]]:
-        """Numbers of the candidates of each band of latency, best first."""
-        values = [_values(t, rung) for t in judged]
-        latency = np.array([v.get("latency_ms", 0.0) for v in values])
-        points = self.problem.points(values)
-        feasible = np.array([all(b.violation(v[b.objective]) <= 0.0 for b in self._costs if b.objective in v)
-                             for v in values])  # fmt: skip
-        count = max(1, min(self.bands, len(judged) // (2 * self.reduction)))
-        order = np.argsort(latency, kind="stable")
-        found = []
-        for part in np.array_split(order, count):
-            ranked = [part[i] for i in best_first(points[part])]
-            ranked.sort(key=lambda i: not feasible[i])  # stable: what breaks a bound of cost comes last
-            found.append([judged[i].number for i in ranked])
-        return found
+    def _bands(self, judged: Sequence[TrialRecord], rung: int) -> list[list[_Row]]:
+        """The candidates of each band of latency, bands of like numbers, fastest first."""
+        rows = sorted((self._row(t, rung) for t in judged), key=lambda row: row.latency)
+        count = max(1, min(self.bands, len(rows) // (2 * self.reduction)))
+        ends = [round(i * len(rows) / count) for i in range(count + 1)]
+        return [rows[a:b] for a, b in pairwise(ends)]
+
+    def _row(self, trial: TrialRecord, rung: int) -> _Row:
+        key = trial.number, rung
+        if key not in self._rows:
+            values = _values(trial, rung)
+            self._rows[key] = _Row(
+                number=trial.number,
+                point=self.problem.points([values])[0],
+                latency=values.get("latency_ms", 0.0),
+                feasible=all(b.violation(values[b.objective]) <= 0.0 for b in self._costs if b.objective in values),
+            )
+        return self._rows[key]
 
     @property
     def _costs(self) -> list[Bound]:
@@ -142,8 +148,9 @@ class Ladder:
         """How well a rung ranks candidates of like latency as full training does.
 
         Returns:
-            Kendall's τ over pairs of complete trials whose latencies are within a factor of 1.3, ties counting as 0,
-            in the learnt objectives; and the number of pairs. τ is 0 without a pair.
+            Kendall's τ over pairs of complete trials that differ in the end and whose latencies are within a factor of
+            1.3, ties at the rung counting as 0, in the first learnt objective; and the number of pairs. τ is 0 without
+            a pair.
         """
         learnt = [o for o in self.problem.objectives if o in MAXIMIZED or o in {m.name for m in self.problem.metrics}]
         done = [t for t in trials if t.state == "complete" and t.measurement is not None and _passed(t, rung)]
@@ -157,7 +164,7 @@ class Ladder:
             float(np.sign(early[i] - early[j]) * np.sign(late[i] - late[j]))
             for i in range(len(done))
             for j in range(i)
-            if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j])
+            if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j]) and late[i] != late[j]
         ]
         return (float(np.mean(signs)) if signs else 0.0), len(signs)
 
@@ -186,26 +193,50 @@ class Ladder:
         )
 
 
-def best_first(points: np.ndarray) -> list[int]:
+class _Row(NamedTuple):
+    """What is compared of a candidate at a rung."""
+
+    number: int
+    point: np.ndarray
+    latency: float
+    feasible: bool
+
+
+def _best(band: Sequence[_Row], count: int) -> list[int]:
+    """Numbers of the best candidates of a band, best first; what breaks a bound of cost comes after all others."""
+    found: list[int] = []
+    for feasible in (True, False):
+        rows = [row for row in band if row.feasible == feasible]
+        if rows and len(found) < count:
+            found += [rows[i].number for i in best_first(np.stack([row.point for row in rows]), count - len(found))]
+    return found
+
+
+def best_first(points: np.ndarray, count: int | None = None) -> list[int]:
     """Indices by non-dominated rank; within a rank by how much hypervolume each adds to it, largest first.
 
     Args:
         points: shape (n, m), minimized, finite.
+        count: how many are wanted; all of them by default.
 
     References:
         Deb et al., 2002 (rank); Emmerich, Beume and Naujoks, 2005 (contribution).
     """
-    if len(points) == 0:
+    count = len(points) if count is None else count
+    if len(points) == 0 or count <= 0:
         return []
     rank = np.asarray(moocore.pareto_rank(points))
     low, high = points.min(axis=0), points.max(axis=0)
     unit = (points - low) / np.where(high > low, high - low, 1.0)
-    gain = np.zeros(len(points))
+    found: list[int] = []
     for value in np.unique(rank):
-        inside = rank == value
+        inside = np.flatnonzero(rank == value)
         # Beyond the worst, so that the ends of a front count as well.
-        gain[inside] = np.asarray(moocore.hv_contributions(unit[inside], ref=np.full(points.shape[1], 1.1)))
-    return [int(i) for i in np.lexsort((np.arange(len(points)), -gain, rank))]
+        gain = np.asarray(moocore.hv_contributions(unit[inside], ref=np.full(points.shape[1], 1.1)))
+        found += [int(inside[i]) for i in np.argsort(-gain, kind="stable")]
+        if len(found) >= count:
+            break
+    return found[:count]
 
 
 def _passed(trial: TrialRecord, rung: int) -> bool:

@@ -89,17 +89,18 @@ class LedgerSearcher(Searcher):
 
     def close(self) -> None:
         """Close what nothing will run any longer: candidates that were not promoted, or that time ran out for."""
+        closed = None
         for trial in self._ledger.trials():
             if trial.state == "paused":
-                rung = trial.rungs[-1].fidelity
-                why = f"rung: not among the best of like latency after {rung.epochs:g} epochs"
-            elif trial.state in ("running", "waiting") and self.late:
+                epochs = trial.rungs[-1].fidelity.epochs
+                why = f"rung: not among the best of like latency after {epochs:g} epochs"
+            elif trial.state == "running" and self.late:
                 why = f"time: the {self._settings.time_s:g} s of the search were over"
             else:
                 continue
-            if trial.state == "waiting":
-                continue  # a seed that was never begun
-            self._on_trial(self._ledger.stop(trial.number, why))
+            closed = self._ledger.stop(trial.number, why)
+        if closed is not None:
+            self._on_trial(closed)
 
     # --- Tune's calls -------------------------------------------------------------------------------------------
 

@@ -26,3 +26,7 @@ class ToySpace:
 
     def seeds(self) -> list[tuple[str, dict[str, ParamValue]]]:
         return [("dense" if k == 64 else f"uniform-{k}", {"keep": k, "bits": 32}) for k in self.keeps]
+
+    def size(self) -> float:
+        return 2.1
+
