@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InfeasibleError
+from autocompress.pipeline.latency_built import PlanOutlines
 from autocompress.pipeline.latency_outline import Outlines
 from autocompress.records import ParamValue, Plan
 from autocompress.rng import derive_seed
@@ -55,7 +56,7 @@ class _Turned(Tilted):
         return self._before[name] if name in self._before and not turned else draw()
 
 
-def views(outlines: Outlines | None) -> dict[str, View]:
+def views(outlines: Outlines | PlanOutlines | None) -> dict[str, View]:
     """Objective -> what it sees of a plan; only objectives for which that is known without building the network.
 
     Args:
@@ -68,7 +69,7 @@ def views(outlines: Outlines | None) -> dict[str, View]:
 
 
 def ineffective(
-    space: Space, objectives: Sequence[str], outlines: Outlines | None, *, seed: int
+    space: Space, objectives: Sequence[str], outlines: Outlines | PlanOutlines | None, *, seed: int
 ) -> dict[str, tuple[str, ...]]:
     """Objective -> the choices that cannot change it, as ``"schedule"``, or ``"bits=4 (as 8)"`` for one of several.
 

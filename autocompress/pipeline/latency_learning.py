@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
-from autocompress.compress.skeleton import Skeleton
 from autocompress.errors import MeasurementError
 from autocompress.inputs import Arrays
 from autocompress.measure.kernels import OperationTime, operation_times
@@ -17,6 +17,16 @@ from autocompress.records.outline import Operation
 
 #: Artifacts -> ratio of each one's latency to the dense network's, in their order.
 Read = Callable[[Sequence[bytes]], list[float]]
+
+
+class Makes(Protocol):
+    """Makes the file of a plan, with arbitrary weights; `autocompress.compress.skeleton.Skeleton` is one."""
+
+    def model(self, plan: Plan) -> bytes:
+        """The file."""
+        ...
+
+
 #: Networks that are measured beside the dense one at a time.
 _AT_A_TIME = 8
 
@@ -51,7 +61,7 @@ class Learnt:
 
 
 def learn(
-    skeleton: Skeleton,
+    skeleton: Makes,
     dense: bytes,
     pool: Sequence[tuple[Plan, tuple[Operation, ...]]],
     inputs: Arrays,

@@ -12,6 +12,7 @@ from autocompress.compress.skeleton import learn_skeleton
 from autocompress.errors import AutocompressError
 from autocompress.measure.latency_model import LatencyModel, ModelAccuracy, ModelKind, refusal
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
+from autocompress.pipeline.latency_built import BuiltOutline, Files, PlanOutlines, built_files
 from autocompress.pipeline.latency_learning import Networks, learn
 from autocompress.pipeline.latency_outline import Outlines, learn_outlines
 from autocompress.pipeline.latency_plans import spread_plans
@@ -29,6 +30,7 @@ _CODE = (
     "autocompress.measure.kernels",
     "autocompress.measure.latency_model",
     "autocompress.measure.latency_table",
+    "autocompress.pipeline.latency_built",
     "autocompress.pipeline.latency_learning",
     "autocompress.pipeline.latency_outline",
     "autocompress.pipeline.latency_plans",
@@ -87,6 +89,7 @@ class Kept(Record):
         model: predicts from operations.
         outlines: tell the operations of a plan.
         networks, seconds, notes: as of `LatencyModelSummary`.
+        built: tell the operations of networks that the task builds instead of the dense one.
     """
 
     model: LatencyModel
@@ -94,19 +97,26 @@ class Kept(Record):
     networks: int
     seconds: float
     notes: tuple[str, ...]
+    built: tuple[BuiltOutline, ...] = ()
+
+    @property
+    def of_plans(self) -> PlanOutlines:
+        """The operations of any plan."""
+        return PlanOutlines(self.outlines, self.built)
 
 
 class LatencyPredictor:
     """Predicts the latency of plans without making them, in about a millisecond each."""
 
     def __init__(self, kept: Kept) -> None:
-        self.model, self._outlines = kept.model, kept.outlines
+        self.model, self._outlines = kept.model, kept.of_plans
 
     def predict(self, plan: Plan) -> Estimate:
         """Milliseconds of a plan's network. A prediction is never a measurement.
 
         Raises:
-            InfeasibleError: the plan factorizes layers, of which the model knows nothing, or is of another network.
+            InfeasibleError: the plan factorizes layers, of which the model knows nothing, builds a network of a size
+                that it has not seen, or is of another network.
         """
         return self.model.predict(self._outlines.of(plan))
 
@@ -172,10 +182,10 @@ def load_predictor(bench: Workbench, summary: LatencyModelSummary) -> LatencyPre
     return LatencyPredictor(kept)
 
 
-def load_outlines(bench: Workbench, summary: LatencyModelSummary) -> Outlines | None:
+def load_outlines(bench: Workbench, summary: LatencyModelSummary) -> PlanOutlines | None:
     """What tells the operations of the study's plans; None if no model was made. A refused model still has it."""
     kept = read_record(model_path(bench, summary.key), Kept) if summary.key else None
-    return kept.outlines if kept is not None else None
+    return kept.of_plans if kept is not None else None
 
 
 def model_path(bench: Workbench, key: str) -> Path:
@@ -199,6 +209,7 @@ def model_key(bench: Workbench, networks: Networks) -> str:
                 mode="json", include={"rounds", "block_s", "repeats", "dispersion", "drift"}
             ),
             "networks": networks.model_dump(mode="json"),
+            **({"builder": bench.prepared.task_code_sha256} if bench.study.space.architecture is not None else {}),
             "code": code.hexdigest(),
         }
     )[:16]
@@ -210,7 +221,11 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
     study, prepared, target = bench.study, bench.prepared, bench.target
     seed = derive_seed(study.seed, "latency model")
     dense = bench.folder.read_artifact(prepared.baseline.artifact.sha256)
-    report.stage("profile", "latency model: how sizes follow cuts")
+
+    def told(done: str) -> None:
+        report.stage("profile", f"latency model: {done}")
+
+    told("how sizes follow cuts")
     skeleton = learn_skeleton(
         bench.dense,
         dense,
@@ -221,7 +236,10 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
         seed=seed,
     )
     outlines = learn_outlines(skeleton, dense, bench.inputs, round_to=target.round_to, seed=seed)
-    pool = spread_plans(bench.space, outlines.of, networks.pool, seed=seed)
+    offered = bench.space.architecture.architectures
+    files = Files(skeleton, built_files(bench.task, offered, bench.inputs, seed=seed, on_step=told))
+    built = tuple(file.outline for file in files.built)
+    pool = spread_plans(bench.space, PlanOutlines(outlines, built).of, networks.pool, seed=seed)
     place = StudyFolder(bench.folder.root / "latency-model")
     sha = place.write_artifact(dense)
 
@@ -245,7 +263,7 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
         return [reading.ratio.value for reading in taken.readings]
 
     learnt = learn(
-        skeleton,
+        files,
         dense,
         pool,
         bench.inputs,
@@ -256,7 +274,7 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
         threads=target.threads,
         profiles=study.target.kind == _PROFILED and not study.target.node,
         alone=study_slot(study, bench.folder).measuring,
-        on_step=lambda done: report.stage("profile", f"latency model: {done}"),
+        on_step=told,
     )
     place.artifact(sha).unlink(missing_ok=True)
     return Kept(
@@ -265,4 +283,5 @@ def _learn(bench: Workbench, networks: Networks) -> Kept:
         networks=min(len(pool), networks.learning + networks.unseen),
         seconds=time.monotonic() - began,
         notes=learnt.notes,
+        built=built,
     )
