@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from autocompress.models.weights import load_weights
 from autocompress.references import load_object
 from autocompress.task import Recipe, Task
 from autocompress.tasks.fresh import initial_weights, is_dense
+from autocompress.tasks.shared import shared_arrays
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -29,7 +29,6 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
     """Images in memory as bytes, normalized when they are fetched: (pixel / scale - mean) / std.
 
     Attributes:
-        images: shape (n, channels, height, width), uint8.
         targets: shape (n,), class indices, int64.
     """
 
@@ -73,15 +72,21 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
             raise TaskError(f"std and scale: expected positive values, got {list(std)} and {scale}")
         if crop < 0:
             raise TaskError(f"crop: expected a number of pixels >= 0, got {crop}")
-        self.images = images
+        self._held = images
+        self._rows: Tensor | None = None
         self.targets = targets.to(torch.int64)
         self._shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1) * scale
         self._factor = 1.0 / (torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1) * scale)
         self._crop = crop
         self._flip = flip
 
+    @property
+    def images(self) -> Tensor:
+        """All of them, shape (n, channels, height, width), uint8; a copy where `take` chose some."""
+        return self._held if self._rows is None else self._held[self._rows]
+
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One image of shape (channels, height, width), float32, and its class."""
@@ -96,9 +101,17 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
         same._crop, same._flip = 0, False
         return same
 
+    def take(self, rows: Tensor) -> ImageTensors:
+        """The images at `rows`, shape (m,), as a dataset of their own that shares their memory."""
+        some = copy.copy(self)
+        some._rows = rows if self._rows is None else self._rows[rows]
+        some.targets = self.targets[rows]
+        return some
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images of shape (n, channels, height, width), float32, and classes of shape (n,)."""
-        inputs = (self.images[indices].float() - self._shift) * self._factor
+        held = indices if self._rows is None else self._rows[indices]
+        inputs = (self._held[held].float() - self._shift) * self._factor
         if self._crop:
             inputs = _random_crop(inputs, self._crop)
         if self._flip:
@@ -158,9 +171,8 @@ def images(
     Raises:
         TaskError: a file is missing, holds something else, or does not fit the network.
     """
-    arrays = _read(Path(data).expanduser())
-    x_train, x_test = _channels_first(arrays["x_train"]), _channels_first(arrays["x_test"])
-    y_train, y_test = (torch.from_numpy(arrays[key].astype(np.int64)).flatten() for key in ("y_train", "y_test"))
+    arrays = shared_arrays(data, keys=_KEYS, make=_channels_first, form="images, channels first")
+    x_train, y_train, x_test, y_test = (torch.from_numpy(arrays[key]) for key in _KEYS)
     if not 2 <= holdout < len(x_train):
         raise TaskError(
             f"holdout: expected at least 2 and fewer than the {len(x_train)} training images, got {holdout}"
@@ -175,16 +187,14 @@ def images(
             module = _build(network, width, depth)
         return load_weights(module, Path(weights).expanduser()) if weights is not None and dense else module
 
-    def part(x: Tensor, y: Tensor, *, noisy: bool = False) -> ImageTensors:
-        return ImageTensors(x, y, mean=mean, std=std, crop=4 if noisy else 0, flip=noisy and flip)
-
+    known = ImageTensors(x_train, y_train, mean=mean, std=std, crop=4 if augment else 0, flip=augment and flip)
     return Task(
         name="images",
         model=build,
-        train=part(x_train[train], y_train[train], noisy=augment),
-        validation=part(x_train[validation], y_train[validation]),
-        selection=part(x_train[selection], y_train[selection]),
-        test=part(x_test, y_test),
+        train=known.take(train),
+        validation=known.plain().take(validation),
+        selection=known.plain().take(selection),
+        test=ImageTensors(x_test, y_test, mean=mean, std=std),
         trained=weights is not None,
         recipe=Recipe(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size),
         recovery_learning_rate=recovery_learning_rate,
@@ -209,26 +219,18 @@ def _build(network: Mapping[str, Any], width: float, depth: float) -> nn.Module:
     return module
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise TaskError(f"data: expected an .npz file, got {path}, which does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
-            if missing:
-                raise TaskError(f"data: {path} lacks {missing}; it has {sorted(file)}")
-            arrays = {key: file[key] for key in _KEYS}
-    except (ValueError, OSError, TypeError, zipfile.BadZipFile) as error:
-        raise TaskError(f"data: {path} cannot be read as .npz ({error})") from error
+def _channels_first(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Images of shape (n, channels, height, width), and classes as int64 of shape (n,)."""
     for key in ("x_train", "x_test"):
         if arrays[key].dtype != np.uint8 or arrays[key].ndim not in (3, 4):
             raise TaskError(
-                f"data: {path}: {key}: expected uint8 of shape (n, height, width[, channels]), "
+                f"data: {key}: expected uint8 of shape (n, height, width[, channels]), "
                 f"got {arrays[key].dtype} of shape {arrays[key].shape}"
             )
-    return arrays
-
-
-def _channels_first(array: np.ndarray) -> Tensor:
-    images = torch.from_numpy(array)
-    return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = {
+        key: np.moveaxis(array, -1, 1) if array.ndim == 4 else array[:, None]
+        for key, array in arrays.items()
+        if key in ("x_train", "x_test")
+    }
+    classes = {key: arrays[key].astype(np.int64).reshape(-1) for key in ("y_train", "y_test")}
+    return {key: np.ascontiguousarray(array) for key, array in {**images, **classes}.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,7 +16,6 @@ class InputTensors(Dataset[tuple[Inputs, Tensor]]):
     """Inputs and targets in memory, fetched as they are.
 
     Attributes:
-        inputs: a tensor, a tuple or a dict of tensors, each of shape (n, ...).
         targets: shape (n, ...).
     """
 
@@ -27,7 +28,13 @@ class InputTensors(Dataset[tuple[Inputs, Tensor]]):
         count = batch_size(inputs)
         if targets.ndim == 0 or len(targets) != count:
             raise TaskError(f"targets: expected one for each of {count} inputs, got shape {tuple(targets.shape)}")
-        self.inputs, self.targets = inputs, targets
+        self._held, self.targets = inputs, targets
+        self._rows: Tensor | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """A tensor, a tuple or a dict of tensors, each of shape (n, ...); copies where `take` chose some."""
+        return self._held if self._rows is None else self._at(self._rows)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -36,15 +43,22 @@ class InputTensors(Dataset[tuple[Inputs, Tensor]]):
         """One example: tensors without the batch axis."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, got {index}")
-        return apply(lambda tensor: tensor[index], self.inputs), self.targets[index]
+        held = index if self._rows is None else int(self._rows[index])
+        return apply(lambda tensor: tensor[held], self._held), self.targets[index]
 
     def batch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         """Tensors of shape (n, ...) at `indices`, shape (n,)."""
-        return apply(lambda tensor: tensor[indices], self.inputs), self.targets[indices]
+        return self._at(indices if self._rows is None else self._rows[indices]), self.targets[indices]
 
     def take(self, rows: Tensor) -> InputTensors:
-        """The examples at `rows`, shape (m,), as a dataset of their own."""
-        return InputTensors(*self.batch(rows))
+        """The examples at `rows`, shape (m,), as a dataset of their own that shares the inputs' memory."""
+        some = copy.copy(self)
+        some._rows = rows if self._rows is None else self._rows[rows]
+        some.targets = self.targets[rows]
+        return some
+
+    def _at(self, held: Tensor) -> Inputs:
+        return apply(lambda tensor: tensor[held], self._held)
 
 
 def permuted(data: InputTensors, sizes: dict[str, int], seed: int) -> dict[str, InputTensors]:
