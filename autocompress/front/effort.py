@@ -53,7 +53,7 @@ class Parts(Record):
     @property
     def total(self) -> float:
         """Worker-seconds."""
-        return sum(getattr(self, name) for name in PARTS)
+        return float(sum(getattr(self, name) for name in PARTS))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -207,4 +207,4 @@ class _Ramps:
             return np.zeros(len(at))
         turns = np.array(sorted(self._turns))
         height = np.concatenate([[0.0], np.cumsum(np.cumsum(turns[:-1, 1]) * np.diff(turns[:, 0]))])
-        return np.interp(at, turns[:, 0], height)
+        return np.asarray(np.interp(at, turns[:, 0], height))

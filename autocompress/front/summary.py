@@ -10,7 +10,16 @@ from pydantic import Field
 
 from autocompress.front.effort import Parts
 from autocompress.front.indicators import TracePoint, baseline_values, trace
-from autocompress.records import Baseline, Fidelity, Metric, Record, SearchLog, TrialRecord
+from autocompress.records import (
+    Baseline,
+    Fidelity,
+    Measurement,
+    Metric,
+    Record,
+    RungResult,
+    SearchLog,
+    TrialRecord,
+)
 from autocompress.search.problem import Problem
 from autocompress.search.rungs import Ladder
 
@@ -157,7 +166,8 @@ def _rungs(
 def _rung(trials: Sequence[TrialRecord], fidelity: Fidelity, ladder: Ladder) -> RungSummary:
     below = [(t, r) for t in trials for r in t.rungs if r.fidelity.rung == fidelity.rung]
     last = [t.measurement for t in trials if t.measurement is not None and t.measurement.fidelity.rung == fidelity.rung]
-    seconds = [sum(r.seconds.values()) for r in (*(r for _, r in below), *last) if not r.cached and r.seconds]
+    results: list[RungResult | Measurement] = [*(r for _, r in below), *last]
+    seconds = [sum(r.seconds.values()) for r in results if not r.cached and r.seconds]
     ended = [t for t, r in below if t.rungs[-1] is r and t.measurement is None]
     waiting = sum(t.state == "paused" for t in ended)
     stopped = sum(t.state == "stopped" for t in ended)

@@ -83,6 +83,17 @@ def test_a_search_is_over_with_its_trials_or_with_its_time(
     assert sum(found.counts.values()) == len(states)
 
 
+def test_a_study_s_markdown_ends_what_the_page_is_with_the_last_line_of_the_trace(tmp_path: Path) -> None:
+    study = study_in(tmp_path, trials=9)
+    went = search_summary(study, BASELINE, (judged(0, "paused"), judged(1, "stopped", "rung: no")))
+    view = views.FrontView(study="s", stage="final", objectives=study.objectives, rows=(), search=went)
+    text = views.summary_markdown(view, Path("report.html"), "sqlite:///mlflow.db")
+    assert "The search: 2 of 9 candidates: 1 stopped early at a rung, 1 paused; hypervolume 0.000; 4.0 s: " in text
+    assert "The search" not in views.summary_markdown(
+        view.model_copy(update={"search": None}), Path("report.html"), "sqlite:///mlflow.db"
+    )
+
+
 def test_a_rerun_that_finds_its_work_done_does_not_shorten_a_stage(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     assert longest_seconds(folder, {"prepare": 60.0, "search": 300.0}) == {"prepare": 60.0, "search": 300.0}
