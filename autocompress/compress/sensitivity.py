@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 
@@ -18,19 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.compress.activations import output_axis
+from autocompress.compress.fast import fast_layout, run
 from autocompress.compress.grids import from_integers, to_integers, weight_scales
 from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
 from autocompress.errors import CompressionError
-from autocompress.inputs import Inputs, apply, batch_size, forward
+from autocompress.inputs import Inputs, apply, batch_size, forward, output_of
 from autocompress.records import BlockDrop, ChannelCut, Criterion, Group, Record, Structure
 from autocompress.rng import derive_seed
+from autocompress.space.criteria import check_criteria
 from autocompress.space.grid import allowed_widths
 from autocompress.task import Task, fetch, plain, size
 
 #: Shares of a group's units that are kept, by default.
 LEVELS = (0.75, 0.5, 0.25)
+#: Examples for each one that a rounding is judged on, where sensitivity is fast.
+_FEWER = 4
+#: Examples whose own statistics are good enough to normalize by.
+_ENOUGH = 32
 Guard = Callable[[], AbstractContextManager[None]]
 
 
@@ -119,12 +125,14 @@ class Sensitivity(Record):
 
     Attributes:
         loss: of the dense network.
+        criterion: by which units were chosen.
         groups: one entry per group and level.
         layers: one per layer and number of bits.
         blocks: one per block.
     """
 
     loss: float
+    criterion: Criterion = "magnitude"
     groups: tuple[GroupSensitivity, ...] = ()
     layers: tuple[LayerSensitivity, ...] = ()
     blocks: tuple[BlockSensitivity, ...] = ()
@@ -138,11 +146,13 @@ def measure_sensitivity(
     *,
     round_to: int,
     levels: Sequence[float] = LEVELS,
-    bits: Sequence[int] = (),
-    blocks: bool = False,
+    groups: Collection[str] | None = None,
+    bits: Sequence[int] | Mapping[str, Sequence[int]] = (),
+    blocks: bool | Collection[str] = False,
     criterion: Criterion = "magnitude",
     examples: int = 512,
     batches: int = 8,
+    fast: bool = False,
     seed: int,
     guard: Guard = nullcontext,
     on_done: Callable[[int, int], None] | None = None,
@@ -153,6 +163,11 @@ def measure_sensitivity(
     \log q_c)`, p the dense model's class probabilities and q the compressed one's, averaged over examples (and
     positions). Accuracy is too coarse to order groups by.
 
+    Fast, BN takes the statistics of the very examples that are compared on, for the dense model as well, so that
+    recalibration and comparison are one pass; and cut networks compute as in training, in bfloat16 where the processor
+    has it. Rounding changes less than that would, and stays in float32 on a quarter of the examples. On ResNet-20x2
+    and a small network on Fashion-MNIST the order of groups and levels is the exact one's but for near ties.
+
     Args:
         task: its validation split is compared on, its training split recalibrates.
         dense: in eval or train mode; never changed.
@@ -161,11 +176,13 @@ def measure_sensitivity(
         round_to: the target's multiple of channels. Levels that are the same width after rounding (to the nearest, of
             two the larger) are measured once; a group too narrow to be cut is left out.
         levels: shares of a group's units to keep, in (0, 1).
-        bits: also round each layer's weights to these, see `round_weights`; 16 is half precision.
-        blocks: also leave out each block.
-        criterion: which units go.
+        groups: names of those that are cut; None for all.
+        bits: also round each layer's weights to these, see `round_weights`; 16 is half precision. Or layer -> bits.
+        blocks: also leave out each block; or their names.
+        criterion: which units go; a group that it cannot score is cut by magnitude.
         examples: how many validation examples, at most, the first ones.
         batches: of training data for the recalibration.
+        fast: see above; `batches` has no effect then.
         seed: of the random criterion.
         guard: entered around each piece of work.
         on_done: called with (done, in all) after each entry.
@@ -173,11 +190,16 @@ def measure_sensitivity(
     Raises:
         CompressionError: an argument is out of range, a cut fails, or the dense model's loss is not finite.
     """
-    _check_arguments(levels, bits, examples, batches)
+    asked_bits = bits if isinstance(bits, Mapping) else {layer.name: tuple(bits) for layer in structure.layers}
+    _check_arguments(levels, [number for numbers in asked_bits.values() for number in numbers], examples, batches)
     example = task.example_input()
-    reference = _Reference(task, dense, examples, guard)
-    keeps = [(group, keep) for group in structure.groups for keep in _widths(group, levels, round_to)]
-    total = len(keeps) + len(bits) * len(structure.layers) + (len(structure.blocks) if blocks else 0)
+    fast = fast and min(examples, size(task.validation)) >= _ENOUGH
+    reference = _Reference(task, dense, examples, guard, fast=fast)
+    cut = [group for group in structure.groups if groups is None or group.name in groups]
+    keeps = [(group, keep) for group in cut for keep in _widths(group, levels, round_to)]
+    left_out = [block.name for block in structure.blocks if blocks is True or (blocks and block.name in blocks)]
+    rounded = [(layer, asked_bits[layer.name]) for layer in structure.layers if asked_bits.get(layer.name)]
+    total = len(keeps) + sum(len(numbers) for _, numbers in rounded) + len(left_out)
     done = 0
 
     def step() -> None:
@@ -186,37 +208,55 @@ def measure_sensitivity(
         if on_done is not None:
             on_done(done, total)
 
-    groups = []
+    def change(module: nn.Module) -> tuple[float, float | None]:
+        if fast:
+            return reference.change(module)
+        return reference.change(recalibrate_bn(module, task, batches=batches, guard=guard))
+
+    found_groups = []
     for group, keep in keeps:
-        cut = ChannelCut(group=group.name, keep=keep, criterion=criterion)
+        try:
+            check_criteria(["structured"], [criterion], group)
+            score: Criterion = criterion
+        except ValueError:
+            score = "magnitude"
+        request = ChannelCut(group=group.name, keep=keep, criterion=score)
         with guard():
             module = cut_channels(
-                dense, (cut,), structure, statistics, example=example, seed=derive_seed(seed, "sensitivity")
+                dense, (request,), structure, statistics, example=example, seed=derive_seed(seed, "sensitivity")
             )
-        loss, kl = reference.change(recalibrate_bn(module, task, batches=batches, guard=guard))
-        groups.append(GroupSensitivity(group=group.name, width=group.width, keep=keep, loss=loss, kl=kl))
+        loss, kl = change(module)
+        found_groups.append(GroupSensitivity(group=group.name, width=group.width, keep=keep, loss=loss, kl=kl))
         step()
     layers = []
-    probe = copy.deepcopy(dense)
-    for layer in structure.layers if bits else ():
-        weight = probe.get_parameter(layer.parameter).data
-        kept = weight.clone()
-        axis = 0 if layer.kind == "recurrent" else output_axis(probe.get_submodule(layer.name))
-        for number in bits:
-            weight.copy_(round_weights(kept, number, axis))
-            # Activation statistics are left alone, as they are when a network is quantized after its training.
-            loss, kl = reference.change(probe)
-            layers.append(LayerSensitivity(layer=layer.name, bits=number, loss=loss, kl=kl))
-            step()
-        weight.copy_(kept)
+    if rounded:
+        probe = copy.deepcopy(dense)
+        exact = _Reference(task, dense, max(1, examples // _FEWER), guard) if fast else reference
+        for layer, numbers in rounded:
+            weight = probe.get_parameter(layer.parameter).data
+            kept = weight.clone()
+            axis = 0 if layer.kind == "recurrent" else output_axis(probe.get_submodule(layer.name))
+            for number in numbers:
+                weight.copy_(round_weights(kept, number, axis))
+                # Activation statistics are left alone, as they are when a network is quantized after its training.
+                loss, kl = exact.change(probe)
+                layers.append(LayerSensitivity(layer=layer.name, bits=number, loss=loss, kl=kl))
+                step()
+            weight.copy_(kept)
     dropped = []
-    for block in structure.blocks if blocks else ():
+    for name in left_out:
         with guard():
-            module = drop_blocks(dense, (BlockDrop(block=block.name),), structure, example=example)
-        loss, kl = reference.change(recalibrate_bn(module, task, batches=batches, guard=guard))
-        dropped.append(BlockSensitivity(block=block.name, loss=loss, kl=kl))
+            module = drop_blocks(dense, (BlockDrop(block=name),), structure, example=example)
+        loss, kl = change(module)
+        dropped.append(BlockSensitivity(block=name, loss=loss, kl=kl))
         step()
-    return Sensitivity(loss=reference.loss, groups=tuple(groups), layers=tuple(layers), blocks=tuple(dropped))
+    return Sensitivity(
+        loss=reference.loss,
+        criterion=criterion,
+        groups=tuple(found_groups),
+        layers=tuple(layers),
+        blocks=tuple(dropped),
+    )
 
 
 def round_weights(weight: Tensor, bits: int, axis: int) -> Tensor:
@@ -268,11 +308,11 @@ def divergence(dense: Tensor, other: Tensor, targets: Tensor) -> float | None:
 class _Reference:
     """The dense model's answers on the examples that everything is compared on."""
 
-    def __init__(self, task: Task, dense: nn.Module, examples: int, guard: Guard) -> None:
-        self._task, self._guard = task, guard
+    def __init__(self, task: Task, dense: nn.Module, examples: int, guard: Guard, *, fast: bool = False) -> None:
+        self._task, self._guard, self._fast = task, guard, fast
         chosen = torch.arange(min(examples, size(task.validation)))
         self._inputs, self._targets = fetch(plain(task.validation), chosen)
-        self._outputs = self._answers(dense)
+        self._outputs = self._answers(copy.deepcopy(dense) if fast else dense)
         self.loss = self._loss(self._outputs)
         if not isfinite(self.loss):
             raise CompressionError(
@@ -281,7 +321,7 @@ class _Reference:
             )
 
     def change(self, module: nn.Module) -> tuple[float, float | None]:
-        """Increase of the loss, and divergence."""
+        """Increase of the loss, and divergence; a fast one leaves the module with other statistics and layout."""
         outputs = self._answers(module)
         return self._loss(outputs) - self.loss, divergence(self._outputs, outputs, self._targets)
 
@@ -292,20 +332,33 @@ class _Reference:
         """The network's outputs in evaluation mode; every part's mode is put back."""
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
+        if self._fast:
+            fast_layout(module)
+            for part in module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.train()
         parts = []
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                for start in range(0, batch_size(self._inputs), 128):
+                for rows in _batches(self._inputs):
                     with self._guard():
-                        parts.append(forward(module, _rows(self._inputs, start)))
+                        parts.append(output_of(run(module, rows)) if self._fast else forward(module, rows))
         finally:
             for part, training in modes:
                 part.training = training
         return torch.cat(parts)
 
 
-def _rows(inputs: Inputs, start: int) -> Inputs:
-    return apply(lambda tensor: tensor[start : start + 128], inputs)
+def _batches(inputs: Inputs) -> Iterator[Inputs]:
+    """At most 128 examples at once; as many in each, so that none has poor statistics."""
+    count = batch_size(inputs)
+    parts = -(-count // 128)
+    for part in range(parts):
+        yield _rows(inputs, part * count // parts, (part + 1) * count // parts)
+
+
+def _rows(inputs: Inputs, start: int, end: int) -> Inputs:
+    return apply(lambda tensor: tensor[start:end], inputs)
 
 
 def _widths(group: Group, levels: Sequence[float], round_to: int) -> list[int]:

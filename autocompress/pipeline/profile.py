@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from pydantic import Field
 
 from autocompress.compress.artifact import layer_nodes
@@ -13,13 +15,12 @@ from autocompress.pipeline.latency_model import LatencyModelSummary, load_outlin
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.probe import take_nodes
 from autocompress.pipeline.progress import reporter
-from autocompress.records import NodeLatency, Record, Structure
+from autocompress.records import Criterion, NodeLatency, Record, Structure
 from autocompress.rng import derive_seed
+from autocompress.space.space import Space
 
-#: Bits that every layer's weights are rounded to alone.
-_BITS = (8, 4)
-#: Validation examples, and training batches for recalibration, of every single change: enough to order them.
-_EXAMPLES, _BATCHES = 384, 4
+#: Validation examples of every single change: enough to order them.
+_EXAMPLES = 384
 
 
 class Profile(Record):
@@ -72,19 +73,7 @@ def profile(bench: Workbench) -> Profile:
         structure=structure,
         space=bench.space.describe(),
         latency=latency or (),
-        sensitivity=measure_sensitivity(
-            bench.task,
-            bench.dense,
-            structure,
-            bench.statistics,
-            round_to=bench.target.round_to,
-            bits=_BITS,
-            blocks=True,
-            examples=_EXAMPLES,
-            batches=_BATCHES,
-            seed=derive_seed(bench.study.seed, "sensitivity"),
-            on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} single changes"),
-        ),
+        sensitivity=_sensitivity(bench),
         latency_model=model,
         ineffective=without_effect(bench, model),
     )
@@ -92,6 +81,45 @@ def profile(bench: Workbench) -> Profile:
     for words in ineffective_words(found.ineffective):
         report.stage("profile", words)
     return found
+
+
+def _sensitivity(bench: Workbench) -> Sensitivity:
+    """Of what the space may do: groups that it may cut, bits that it offers, blocks that may go."""
+    space, report = bench.space, reporter()
+    layers: dict[str, set[int]] = {}
+    for unit in space.units:
+        for layer in unit.layers:
+            layers.setdefault(layer, set()).update(bits for bits in unit.choices if bits < 32)
+    return measure_sensitivity(
+        bench.task,
+        bench.dense,
+        bench.prepared.structure,
+        bench.statistics,
+        round_to=bench.target.round_to,
+        groups=cuttable(space),
+        bits={layer: sorted(bits, reverse=True) for layer, bits in layers.items()},
+        blocks=space.depth.droppable,
+        criterion=usual_criterion(space),
+        examples=_EXAMPLES,
+        fast=True,
+        seed=derive_seed(bench.study.seed, "sensitivity"),
+        on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} single changes"),
+    )
+
+
+def cuttable(space: Space) -> frozenset[str]:
+    """Names of the groups that a space may cut."""
+    own = (choice.name for choice in space.groups if "structured" in choice.strategy or space.pruning.widths)
+    return frozenset([*own, *(group.name for group in space.allocation.groups)])
+
+
+def usual_criterion(space: Space) -> Criterion:
+    """The criterion that the space names first for most groups; chance is none."""
+    offered = [c for choice in space.groups if "structured" in choice.strategy for c in choice.criterion]
+    offered += [row.criterion for row in space.allocation.rows]
+    counts = Counter(criterion for criterion in offered if criterion != "random")
+    # Of equally many the one that is named first.
+    return max(counts, key=counts.__getitem__) if counts else "magnitude"
 
 
 def without_effect(bench: Workbench, model: LatencyModelSummary | None) -> dict[str, tuple[str, ...]]:
