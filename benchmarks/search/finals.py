@@ -101,9 +101,9 @@ class Judge:
         if candidate is None:
             return bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
         if candidate.ratio is not None:
-            from arms.pruning import finished, pruned
+            from arms.pruning import finished, gradients, pruned
 
-            module = pruned(bench, candidate.ratio, candidate.seed)
+            module = pruned(bench, candidate.ratio, gradients(bench, candidate.seed))
             return finished(bench, module, Response(), epochs, derive_seed(SEED, "final"))
         if candidate.plan is None:
             raise ValueError("candidate: expected a plan")

@@ -6,21 +6,24 @@ Runs in an environment that has torch-pruning beside this project.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
+import torch
 from recorder import Recorder
 from runs import Candidate
-from torch import nn
+from torch import Tensor, nn
 from works import Work
 
 from arms.trials import eight_bits, engineer, judge, judged
 from autocompress.compress.engine import calibration_inputs
 from autocompress.compress.export import export_onnx
 from autocompress.compress.quantize import quantize
-from autocompress.compress.train import Trainer, batches, recalibrate_bn
+from autocompress.compress.train import Trainer, recalibrate_bn
 from autocompress.inputs import forward
 from autocompress.pipeline.prepare import Workbench
 from autocompress.records import Distillation, NoDistillation
 from autocompress.rng import derive_seed
+from autocompress.task import fetch, plain, size
 
 #: Of channels, the gentlest first.
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
@@ -38,27 +41,44 @@ def torch_pruning(bench: Workbench, work: Work, seed: int, recorder: Recorder) -
         recorder: takes down what is judged.
     """
     judge(eight_bits(bench), engineer(bench, work, seed), recorder, 0.0)
+    ranked = gradients(bench, seed)
     for ratio in RATIOS:
         own = derive_seed(seed, "ratio", f"{ratio:g}")
-        model = finished(bench, pruned(bench, ratio, seed), NoDistillation(), work.trial_epochs, own)
+        model = finished(bench, pruned(bench, ratio, ranked), NoDistillation(), work.trial_epochs, own)
         error, latency = judged(bench, model, own)
         recorder.tell(Candidate(ratio=ratio, seed=seed), error, latency, work.trial_epochs)
 
 
-def pruned(bench: Workbench, ratio: float, seed: int) -> nn.Module:
+def gradients(bench: Workbench, seed: int) -> dict[str, Tensor]:
+    """The loss's gradient by every parameter of the dense network, summed over some batches: what Taylor needs."""
+    module = copy.deepcopy(bench.dense).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    generator = torch.Generator().manual_seed(derive_seed(seed, "ranking"))
+    order = torch.randperm(size(bench.task.train), generator=generator)
+    for indices in order.split(bench.task.recipe.batch_size)[:BATCHES]:
+        inputs, targets = fetch(plain(bench.task.train), indices)
+        bench.task.loss(forward(module, inputs), targets).backward()
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def pruned(bench: Workbench, ratio: float, ranked: Mapping[str, Tensor]) -> nn.Module:
     """The dense network without the share `ratio` of its channels, in multiples of the target's; not trained.
 
     Heads of attention layers are removed whole, at the same ratio; the width of the states that every layer of a
     transformer shares stays, as in the space that the other arms search.
+
+    Args:
+        bench: the prepared study.
+        ratio: share of channels and heads, over the whole network.
+        ranked: `gradients`.
     """
     import torch_pruning as tp
 
     module = copy.deepcopy(bench.dense).eval()
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    source = batches(bench.task.train, bench.task.recipe.batch_size, shuffle=True, seed=derive_seed(seed, "ranking"))
-    for _, (inputs, targets) in zip(range(BATCHES), source, strict=False):
-        bench.task.loss(forward(module, inputs), targets).backward()
+        parameter.grad = ranked[name].clone() if name in ranked else None
     layers = dict(module.named_modules())
     heads = {
         layers[group.name.replace("query", part)]: group.width
