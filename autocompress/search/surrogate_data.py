@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import moocore
 import numpy as np
 
 from autocompress.errors import AutocompressError
@@ -174,32 +175,50 @@ class Book:
 
     Attributes:
         problem: what is optimized.
-        axes: what is modelled.
+        axes: what is modelled, the objectives first.
         rows: trial number -> row, of trials with a plan.
+        keys: of their plans.
+        front: rows that count and whose objectives no other's dominate.
         encoder: of parameters, where there is no guide.
     """
 
     problem: Problem
     axes: tuple[Axis, ...]
     rows: dict[int, Row] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    front: list[Row] = field(default_factory=list)
     encoder: Encoder = field(default_factory=Encoder)
-    _read: dict[int, tuple[str, int]] = field(default_factory=dict)
+    _read: dict[int, TrialRecord] = field(default_factory=dict)
 
     def read(self, trials: Iterable[TrialRecord]) -> bool:
         """Take up what has changed; whether any value did."""
         changed = False
+        counting: list[Row] = []
         for trial in trials:
-            mark = (trial.state, len(trial.rungs))
-            if self._read.get(trial.number) == mark:
+            earlier = self._read.get(trial.number)
+            if earlier is trial:
                 continue
-            self._read[trial.number] = mark
-            if trial.plan is None:
+            self._read[trial.number] = trial
+            alike = earlier is not None and (earlier.state, earlier.plan) == (trial.state, trial.plan)
+            if trial.plan is None or (alike and earlier is not None and len(earlier.rungs) == len(trial.rungs)):
                 continue
             before = self.rows.get(trial.number)
             row = self._row(trial, before)
             self.rows[trial.number] = row
+            self.keys.add(row.key)
             changed |= bool(row.levels) and (before is None or before.levels.keys() != row.levels.keys())
+            if row.counts:
+                counting.append(row)
+        if counting:
+            rows = self.front + counting
+            best = moocore.is_nondominated(self.objectives(rows))
+            self.front = [row for row, b in zip(rows, best, strict=True) if b]
         return changed
+
+    def objectives(self, rows: Sequence[Row]) -> np.ndarray:
+        """Values at the last level of rows that count, in the axes' units, shape (n, m)."""
+        m = len(self.problem.objectives)
+        return np.stack([row.levels[LAST][:m] for row in rows]) if rows else np.empty((0, m))
 
     def _row(self, trial: TrialRecord, before: Row | None) -> Row:
         assert trial.plan is not None  # noqa: S101 - the caller's condition, for the type checker
@@ -213,7 +232,8 @@ class Book:
             measurement = trial.measurement
             noisy = measurement.latency.noisy and any(axis.name == "latency_ms" for axis in self.axes)
             own[LAST] = self._values(measurement.values, ("latency_ms",) if noisy else ())
-            counts = trial.feasible and not noisy
+            there = np.isfinite(own[LAST][: len(self.problem.objectives)]).all()
+            counts = trial.feasible and not noisy and bool(there)
         readings = np.full(len(self.axes), np.nan)
         for _, values in sorted(own.items()):
             readings = np.where(np.isfinite(values), values, readings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import moocore
@@ -113,21 +114,22 @@ class SurrogateProposer:
         self._book = Book(problem, self._axes)
         self._fitter = Fitter(self._book)
         self._pool = _Pool.empty(len(self._axes))
-        self._seen: set[str] = set()
         self._model: PlanModel | None = None
         self._stale = True
-        self._fit_s = self._draw_s = 0.0  # one fit; one candidate
-        self._since_fit = self._since_draw = 0.0  # allowed time that went by without either
+        self._draw_s = 0.0  # of one candidate, as last seen
+        self._for_fits = self._for_draws = 0.0  # seconds that may still be spent on either; below 0 they are owed
 
     def propose(self, trials: Sequence[TrialRecord]) -> dict[str, ParamValue]:
         """Parameters of the next candidate: see `Proposer`."""
         rng = np.random.default_rng(derive_seed(self._seed, "propose", len(trials)))
         self._read(trials)
-        judged = [row for row in self._rows() if row.levels]
-        if len(judged) < self._config.startup_trials or not judged or rng.uniform() < self._config.exploration:
+        judged = sum(bool(row.levels) for row in self._rows())
+        if judged < max(1, self._config.startup_trials) or rng.uniform() < self._config.exploration:
             return self._drawn(rng)
-        self._refresh(rng, judged)
-        scores = self._score(judged)
+        began = self._clock()
+        self._refresh(rng)
+        scores = self._score()
+        self._for_draws -= self._clock() - began
         if not len(scores):
             return self._drawn(rng)
         order = np.argsort(-scores, kind="stable")
@@ -143,7 +145,7 @@ class SurrogateProposer:
         that brings the model nothing to go by.
         """
         self._read(trials)
-        front, numbers = self._front(self._rows())
+        front = self._book.objectives(self._book.front)
         complete = sum(LAST in row.levels for row in self._rows())
         if complete < _CERTAIN_AFTER or not len(front):
             return None
@@ -166,8 +168,8 @@ class SurrogateProposer:
         first = int(ahead[np.argmin(front[ahead].sum(axis=1))])
         names = self._problem.objectives
         return (
-            f"predicted {_words(names, means[0, :m])}, at best {_words(names, hoped)}, behind trial {numbers[first]} "
-            f"with {_words(names, front[first])} (shares of the box, less is better)"
+            f"predicted {_words(names, means[0, :m])}, at best {_words(names, hoped)}, behind trial "
+            f"{self._book.front[first].number} with {_words(names, front[first])} (shares of the box, less is better)"
         )
 
     # --- what is known --------------------------------------------------------------------------------------------
@@ -176,55 +178,43 @@ class SurrogateProposer:
         version = self._book.encoder.version
         self._stale |= self._book.read(trials)
         self._stale |= version != self._book.encoder.version
-        if len(self._seen) != len(self._book.rows):
-            self._seen = {row.key for row in self._book.rows.values()}
 
     def _rows(self) -> list[Row]:
         return list(self._book.rows.values())
 
-    def _front(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[int]]:
-        """The front of complete trials in the axes' units of the objectives, and their numbers."""
-        m = len(self._problem.objectives)
-        counting = [row for row in rows if row.counts]
-        if not counting:
-            return np.empty((0, m)), []
-        points = measured_of(counting, len(self._axes))[LAST][:, :m]
-        whole = np.isfinite(points).all(axis=1)
-        points = np.where(whole[:, None], points, np.inf)
-        best = whole & moocore.is_nondominated(points)
-        return points[best], [row.number for row, b in zip(counting, best, strict=True) if b]
-
     def _trial_s(self) -> float:
-        seconds = [row.seconds for row in self._rows() if row.levels and row.seconds is not None][-_TIMED:]
+        latest = (row.seconds for row in reversed(self._book.rows.values()) if row.levels and row.seconds is not None)
+        seconds = list(islice(latest, _TIMED))
         return float(np.mean(seconds)) if seconds else _UNKNOWN_S
 
     # --- model and pool -------------------------------------------------------------------------------------------
 
-    def _refresh(self, rng: np.random.Generator, judged: Sequence[Row]) -> None:
-        """Fit again and draw new candidates, as far as the time of a trial allows; the rest is put off."""
-        allowed = max(_LEAST_S, _SHARE * self._trial_s())
-        self._since_fit += 0.5 * allowed
-        self._since_draw += 0.5 * allowed
-        if self._model is None or (self._stale and self._since_fit >= self._fit_s):
+    def _refresh(self, rng: np.random.Generator) -> None:
+        """Fit again and draw new candidates on credit: not before the time of earlier ones has been allowed."""
+        allowed = 0.5 * max(_LEAST_S, _SHARE * self._trial_s())
+        self._for_fits = min(self._for_fits + allowed, allowed)
+        self._for_draws = min(self._for_draws + allowed, allowed)
+        if self._model is None or (self._stale and self._for_fits >= 0.0):
             self._fit(rng)
-        count = self._config.candidates
-        if self._draw_s > 0:
-            # In powers of two, so that a little more or less time for a draw seldom makes another number of them.
-            count = min(count, int(2 ** np.floor(np.log2(max(1.0, self._since_draw / self._draw_s)))))
-        if not self._pool.drawn or count >= _FEWEST_DRAWN:
-            self._draw(rng, max(count if self._draw_s else _FEWEST_DRAWN, _FEWEST_DRAWN), judged)
-            self._since_draw = 0.0
+        if not self._pool.drawn or self._for_draws >= 0.0:
+            count = float(self._config.candidates)
+            if self._draw_s > 0:
+                # In powers of two, so that a little more or less time for a draw seldom makes another number of them.
+                count = min(count, 2.0 ** np.floor(np.log2(max(1.0, self._for_draws / self._draw_s))))
+            self._draw(rng, max(int(count), _FEWEST_DRAWN) if self._pool.model else _FEWEST_DRAWN)
 
     def _fit(self, rng: np.random.Generator) -> None:
         began = self._clock()
         self._model = self._fitter.fit(rng)
-        self._fit_s = self._clock() - began
-        self._stale, self._since_fit = False, 0.0
+        took = self._clock() - began
+        self._stale = False
+        self._for_fits -= took
+        self._for_draws += took  # which the proposal as a whole is taken off
 
-    def _draw(self, rng: np.random.Generator, count: int, judged: Sequence[Row]) -> None:
+    def _draw(self, rng: np.random.Generator, count: int) -> None:
         began = self._clock()
-        known = {drawn.key for drawn in self._pool.drawn} | self._seen
-        parents = [row.params for row in self._promising(judged)]
+        known = {drawn.key for drawn in self._pool.drawn} | self._book.keys
+        parents = [row.params for row in self._promising()]
         parents += [drawn.params for drawn in self._pool.drawn[:_PARENTS]]
         new = vary(self._space, parents, count, rng, known.__contains__)
         told = [(drawn, *ask_guide(self._problem.guide, drawn.plan, self._axes)) for drawn in new]
@@ -232,10 +222,10 @@ class SurrogateProposer:
         if new:
             self._draw_s = (self._clock() - began) / len(new)
 
-    def _promising(self, judged: Sequence[Row]) -> list[Row]:
+    def _promising(self) -> list[Row]:
         """Trials that no other dominates: complete ones by their values, open ones as they are predicted."""
-        front, numbers = self._front(judged)
-        rows = [self._book.rows[number] for number in numbers] + self._open()
+        front = self._book.objectives(self._book.front)
+        rows = self._book.front + self._open()
         points = np.vstack([front, self._believed(self._model)]) if self._model is not None else front
         best = moocore.is_nondominated(points) if len(points) else []
         return [row for row, b in zip(rows, best, strict=False) if b]
@@ -254,19 +244,19 @@ class SurrogateProposer:
         measured = measured_of(rows, len(self._axes))
         return model.predict(inputs, np.stack([row.costs for row in rows]), measured)[0][:, :m]
 
-    def _score(self, judged: Sequence[Row]) -> np.ndarray:
+    def _score(self) -> np.ndarray:
         """Expected improvement of every candidate of the pool over the front and over what is on its way to it."""
         pool, model = self._pool, self._model
         if model is None:
             return np.empty(0)
         pool.predict(self._fitter, model)
-        fresh = [i for i, drawn in enumerate(pool.drawn) if drawn.key not in self._seen]
+        fresh = [i for i, drawn in enumerate(pool.drawn) if drawn.key not in self._book.keys]
         if len(fresh) < len(pool.drawn):
             pool.keep(fresh)
         if not pool.drawn:
             return np.empty(0)
         m = len(self._problem.objectives)
-        front = np.vstack([self._front(judged)[0], self._believed(model)])
+        front = np.vstack([self._book.objectives(self._book.front), self._believed(model)])
         scores = expected_improvement(pool.means[:, :m], pool.stds[:, :m], front)
         for bound in self._problem.bounds:
             j = [axis.name for axis in self._axes].index(bound.objective)
@@ -275,9 +265,9 @@ class SurrogateProposer:
 
     def _drawn(self, rng: np.random.Generator) -> dict[str, ParamValue]:
         """A draw that is not in the ledger; any if the space seems to have no other."""
-        for drawn in vary(self._space, [], 1, rng, self._seen.__contains__):
+        for drawn in vary(self._space, [], 1, rng, self._book.keys.__contains__):
             return drawn.params
-        return draw_distinct(self._space, rng, lambda plan: plan.key in self._seen)
+        return draw_distinct(self._space, rng, lambda plan: plan.key in self._book.keys)
 
 
 def _words(names: Sequence[str], values: np.ndarray) -> str:
