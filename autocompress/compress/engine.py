@@ -3,8 +3,8 @@
 The order is: leave blocks out, cut units, factorize, mask while training by the plan's schedule, recalibrate batch
 normalization; then, on the network with its normalization folded, share weights and train through the integer grids;
 then export, quantize, count, pack. A network that is built instead of the dense one begins where the others train.
-Folding comes before sharing and quantization-aware training because the file's
-weights are the folded ones: a codebook or grid found earlier would not be the one that ships.
+Folding comes before sharing and quantization-aware training because the file's weights are the folded ones: a codebook
+or grid found earlier would not be the one that ships.
 """
 
 from __future__ import annotations
@@ -113,9 +113,8 @@ def build(
     """Build what `plan` asks for and prove that the file is it.
 
     A plan that quantizes after training only, or asks for nothing, leaves the weights as they are. One with an
-    architecture takes nothing of the dense network but what it teaches. Settings that change
-    nothing in the plan, such as a schedule without anything to schedule, are left out. Only the training split is
-    read.
+    architecture takes nothing of the dense network but what it teaches. Settings that change nothing in the plan, such
+    as a schedule without anything to schedule, are left out. Only the training split is read.
 
     Args:
         task: brings the training data; no other split is touched.
