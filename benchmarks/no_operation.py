@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from autocompress.records import Estimate, Host, LatencyReading, Measurement, Plan
 
 
-def no_operation() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """An evaluator that answers at once with a whole measurement, as large as a real one of a small network."""
+def no_operation(sleep_s: float = 0.0) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """An evaluator that answers with a whole measurement, as large as a real one of a small network.
+
+    Args:
+        sleep_s: seconds that each answer takes.
+    """
     one = Estimate.exact(0.5)
     reading = LatencyReading(
         latency_ms=one, ratio=one, baseline_ms=1, p90_ms=1, p99_ms=1, rounds=1, batch_size=1, threads=1, load=0
@@ -37,6 +42,7 @@ def no_operation() -> Callable[[dict[str, Any]], dict[str, Any]]:
     rung = {"kind": "rung", "seconds": {"recover": 0.0}}
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(sleep_s)
         key = Plan.model_validate(request["plan"]).key
         # Any values will do, as long as candidates differ and a rung ranks them.
         accuracy, latency = int(key[:8], 16) / 2**32, int(key[8:], 16) / 2**32 + 1e-6

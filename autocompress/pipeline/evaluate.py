@@ -27,7 +27,7 @@ from autocompress.pipeline.identity import code_digest, dataset_digest, task_cod
 from autocompress.pipeline.judge import torch_outputs
 from autocompress.pipeline.latency_model import LatencyPredictor, load_predictor
 from autocompress.pipeline.prepare import Prepared, Workbench, data_identity
-from autocompress.pipeline.probe import Taken, check_device, study_slot, take_readings
+from autocompress.pipeline.probe import check_device, study_slot, take_readings
 from autocompress.pipeline.profile import Profile
 from autocompress.records import (
     Agreement,
@@ -44,6 +44,7 @@ from autocompress.records import (
 from autocompress.rng import derive_seed
 
 if TYPE_CHECKING:
+    from autocompress.measure.probe import Taken
     from autocompress.measure.target import Session
 
 

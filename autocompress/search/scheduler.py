@@ -22,7 +22,7 @@ class RungScheduler(FIFOScheduler):
     """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._searcher = searcher
 
     def __getstate__(self) -> dict[str, object]:

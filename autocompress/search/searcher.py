@@ -178,6 +178,7 @@ class LedgerSearcher(Searcher):
     def _next(self) -> Candidate | None:
         """What was lost comes first, then who may go on, then who is new."""
         while self.error is None:
+            asked: Candidate | TrialRecord | None
             if self._again:
                 asked = self._ledger.take_up(self._again.popleft(), self._space)
             elif ready := self._ready():
