@@ -16,6 +16,7 @@ class TerminalReporter(Progress):
             state.total,
             state.failed,
             complete=state.complete,
+            left_open=state.open,
             front_size=state.front_size,
             hypervolume=state.hypervolume,
             elapsed=state.elapsed_s,

@@ -16,6 +16,7 @@ class SearchState(Record):
     Attributes:
         done, total, failed: trials; done are those that were judged at a rung at least.
         complete: trials that were trained in full.
+        open: trials that run, or that may still go on.
         front_size: members of the feasible front so far.
         hypervolume: normalised, in [0, 1].
         elapsed_s, left_s: seconds; `left_s` is None before the first trial ends.
@@ -25,6 +26,7 @@ class SearchState(Record):
     total: int
     failed: int
     complete: int = 0
+    open: int = 0
     front_size: int
     hypervolume: float
     elapsed_s: float

@@ -18,7 +18,7 @@ from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.profile import Profile
 from autocompress.pipeline.progress import reporter
 from autocompress.pipeline.summary import search_summary
-from autocompress.records import Lineage, Record, SearchLog, TimeProfile, TrialRecord, Version, digest
+from autocompress.records import Lineage, Record, TimeProfile, TrialRecord, Version, digest
 from autocompress.registry.card import EvidenceCard, Origin, Split, TargetReference, TaskReference
 from autocompress.registry.store import Store
 from autocompress.report.data import ReportData
@@ -122,10 +122,7 @@ def write_report(
         how=(*_how(bench), *_remarks(bench)),
         lineage=_lineage(bench, finals),
         seconds=longest_seconds(bench.folder, seconds),
-        total=bench.study.search.trials,
-        workers=bench.study.search.workers,
-        time_s=bench.study.search.time_s,
-        log=read_record(bench.folder.search_log, SearchLog) or SearchLog(),
+        search=search_summary(bench.study, bench.prepared.baseline, trials),
         created=datetime.now(UTC),
     )
     write_page(bench.folder.page, data)

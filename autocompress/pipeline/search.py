@@ -72,6 +72,7 @@ def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ..
         total=study.search.trials,
         failed=sum(t.state == "failed" for t in trials),
         complete=sum(t.state == "complete" for t in trials),
+        open=sum(t.state in ("running", "paused") for t in trials),
         front_size=len(front),
         hypervolume=hypervolume(values, baseline_values(baseline, "validation"), study.objectives, study.metrics),
         elapsed_s=elapsed_s,

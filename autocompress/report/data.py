@@ -23,7 +23,6 @@ from autocompress.records import (
     ObjectiveName,
     Record,
     RuntimeGraph,
-    SearchLog,
     Structure,
     TimeProfile,
     TrialRecord,
@@ -52,10 +51,8 @@ class ReportData(Record):
         how: paragraphs that say how it was measured: splits, recovery, protocol.
         lineage: what the models came from.
         seconds: part of the run -> wall time, in the order in which they are to be shown.
-        total: candidates asked for; None for as many as there are.
-        workers: candidates of the search at once.
-        time_s: budget of time of the search; None without one.
-        log: what the search decided by itself.
+        search: the search in numbers, in the box of the dense model as it was measured before it; None to sum up
+            `trials` beside `baseline`.
         created: when the report was made.
     """
 
@@ -73,10 +70,7 @@ class ReportData(Record):
     how: tuple[str, ...] = ()
     lineage: Lineage | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
-    total: int | None = None
-    workers: int = 1
-    time_s: float | None = None
-    log: SearchLog = SearchLog()
+    search: SearchSummary | None = None
     created: datetime | None = None
 
     def summary(self) -> SearchSummary:
@@ -85,16 +79,9 @@ class ReportData(Record):
         Raises:
             ValueError: trials are not comparable; see :func:`autocompress.front.indicators.trace`.
         """
-        return summarize(
-            self.trials,
-            self.baseline,
-            self.objectives,
-            self.metrics,
-            total=self.total,
-            workers=self.workers,
-            time_s=self.time_s,
-            log=self.log,
-        )
+        if self.search is not None:
+            return self.search
+        return summarize(self.trials, self.baseline, self.objectives, self.metrics)
 
 
 class FrontRow(Record):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autocompress.front.effort import PARTS
 from autocompress.front.indicators import TracePoint
 from autocompress.report.figures import Figure, axis_title, base_layout
-from autocompress.report.search_words import DOING
+from autocompress.report.search_words import DOING, share_percent
 
 #: Most points of a picture; of a longer trace every so manieth is drawn, and the last.
 DRAWN = 600
@@ -53,7 +53,7 @@ def parts_figure(points: Sequence[TracePoint]) -> Figure:
         {
             "type": "scatter",
             "mode": "lines",
-            "name": f"{DOING[part]} {100 * shares[part]:.0f}%",
+            "name": f"{DOING[part]} {share_percent(shares[part])}",
             "x": x,
             "y": [0.0, *(getattr(p.parts, part) / scale for p in drawn)],
             "stackgroup": "parts",

@@ -54,7 +54,7 @@ def share_words(shares: Mapping[str, float]) -> str:
     Empty before any time passed.
     """
     named = sorted((n for n in DOING if n != "orchestration"), key=lambda n: -shares.get(n, 0.0))
-    told = [f"{DOING[n]} {_percent(shares[n])}" for n in (*named, "orchestration") if shares.get(n, 0.0) > 0.0]
+    told = [f"{DOING[n]} {share_percent(shares[n])}" for n in (*named, "orchestration") if shares.get(n, 0.0) > 0.0]
     return ", ".join(told)
 
 
@@ -93,5 +93,6 @@ def search_line(summary: SearchSummary) -> str:
     )
 
 
-def _percent(share: float) -> str:
+def share_percent(share: float) -> str:
+    """A share without digits; what is there is never 0%."""
     return f"{100 * share:.0f}%" if share >= 0.005 else "under 1%"

@@ -83,6 +83,7 @@ class Progress:
         elapsed: float,
         left: float | None,
         complete: int | None = None,
+        left_open: int = 0,
     ) -> None:
         """A trial of the search was judged, or ended.
 
@@ -95,16 +96,18 @@ class Progress:
             elapsed: seconds since the search began.
             left: seconds that it will still take, as far as one can tell; None if one cannot.
             complete: those that were trained in full; None, or as many as did not fail, to say nothing of it.
+            left_open: those that run, or may still go on: with any, the search is not over.
         """
         began = self._begin("search")
+        over = done >= total and not left_open
         passed = [f"{complete} complete"] if complete not in (None, done - failed) else []
         state = [*passed, *([f"{failed} failed"] if failed else [])]
         state += [f"front of {front_size}", f"hypervolume {hypervolume:.3f}"]
-        remains = [f"{duration(left)} left"] if left is not None and done < total else []
+        remains = [f"{duration(left)} left"] if left and not over else []
         line = _line("search", ", ".join([f"{done}/{plural(total, 'trial')}", *state, duration(elapsed), *remains]))
         if self._live is None:
-            self._tell(line, at_once=began or done >= total)
-        elif done < total:
+            self._tell(line, at_once=began or over)
+        elif not over:
             self._live.update(self._bar(done, total, self._fitted([f"{done}/{total}", *state, *remains])), refresh=True)
         else:
             self._keep(self._live, line)

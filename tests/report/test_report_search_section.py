@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from autocompress.front.effort import PARTS
+from autocompress.front.summary import summarize
 from autocompress.records import Estimate, Fidelity, RungResult, SearchLog, TrialRecord
 from autocompress.report.data import ReportData
 from autocompress.report.page import render
@@ -51,7 +52,8 @@ def searched(make: Callable[..., ReportData]) -> ReportData:
     data = make()
     log = SearchLog(sampler="surrogate", why="auto: slow candidates", messages=("the first rung stays",))
     trials = tuple(climbed(t) for t in data.trials)
-    return data.model_copy(update={"trials": trials, "total": 80, "time_s": 1800.0, "log": log, "workers": 2})
+    search = summarize(trials, data.baseline, data.objectives, total=80, workers=2, time_s=1800.0, log=log)
+    return data.model_copy(update={"trials": trials, "search": search})
 
 
 def themed(figure: dict[str, Any]) -> Any:
@@ -136,4 +138,7 @@ def test_a_long_trace_is_thinned_but_keeps_its_steps_and_its_end(searched: Repor
 def test_what_users_and_samplers_write_is_text(searched: ReportData) -> None:
     log = SearchLog(sampler=EVIL, why=EVIL, messages=(EVIL,))
     trials = tuple(t.model_copy(update={"origin": f"seed:{EVIL}"}) for t in searched.trials)
-    assert EVIL not in render(searched.model_copy(update={"log": log, "trials": trials}))
+    search = summarize(trials, searched.baseline, searched.objectives, log=log)
+    text = render(searched.model_copy(update={"search": search, "trials": trials}))
+    assert EVIL not in text
+    assert text.count("&lt;script&gt;") >= 4

@@ -114,6 +114,26 @@ def test_where_all_are_complete_that_is_not_said() -> None:
     assert stream.getvalue() == "search     24/24 trials, 2 failed, front of 3, hypervolume 0.457, 1 min 00 s\n"
 
 
+def test_the_last_line_is_told_once_however_long_the_best_go_on() -> None:
+    stream = Terminal()
+    with Progress(stream) as progress:
+        for left_open in (3, 2, 1, 0):
+            progress.update(
+                24,
+                24,
+                0,
+                front_size=3,
+                hypervolume=0.4567,
+                elapsed=60.0,
+                left=None,
+                complete=8 - left_open,
+                left_open=left_open,
+            )
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert text.count("search     24/24 trials") == 1
+    assert "24/24, 5 complete" in text
+
+
 def test_the_terminal_is_given_back_when_the_study_fails() -> None:
     stream = Terminal()
 
