@@ -160,8 +160,7 @@ class PlanGuide:
 
     def _predicted(self, plan: Plan) -> float | None:
         """Milliseconds by the model; None if it knows nothing of the plan."""
-        # A model of the dense network's operations knows nothing of a network that is built.
-        if self.predictor is None or plan.architecture is not None:
+        if self.predictor is None:
             return None
         if plan not in self._known:
             if len(self._known) >= _REMEMBERED:
