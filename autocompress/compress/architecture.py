@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 from torch import nn
 
@@ -74,7 +75,8 @@ def build_network(task: Task, plan: Plan, dense: Structure, *, seed: int) -> Bui
 def check_builder(task: Task, dense: Structure, *, widths: Sequence[float] = (), depths: Sequence[float] = ()) -> None:
     """Refuse a task that cannot build what a space offers, before anything is trained.
 
-    The smallest width and the smallest depth are built, each alone: that has to work, and to make another network.
+    The width and the depth that differ most from the dense network's are built, each alone: that has to work, and to
+    make another network.
 
     Args:
         task: its builder makes the networks.
@@ -86,14 +88,18 @@ def check_builder(task: Task, dense: Structure, *, widths: Sequence[float] = (),
         TaskError: the builder does not take what is asked for, makes something else, or makes the dense network of it.
     """
     for name, sizes in (("width", widths), ("depth", depths)):
-        if not sizes or tuple(sizes) == (task.sizes.get(name),):
+        if not sizes:
+            continue
+        task.check_sizes([name])
+        own = task.sizes[name]
+        size = max(sizes, key=lambda asked: abs(log(asked / task.sizes[name])))
+        if size == own:
             continue  # nothing but the dense network's own size
-        size = min(sizes)
         with fixed_randomness(0):
             module = task.build(**{name: int(size) if size == int(size) else size})
         if _shapes(own_layers(module, task.example_input())) == _shapes(dense):
             raise TaskError(
-                f"task {task.name!r}: expected its model function to make a smaller network of {name}={size:g}, got "
+                f"task {task.name!r}: expected its model function to make another network of {name}={size:g}, got "
                 f"the dense one's layers; leave architecture.{name} out of the space, or offer sizes that make a "
                 "difference"
             )

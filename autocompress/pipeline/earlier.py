@@ -16,7 +16,8 @@ from autocompress.pipeline.prepare import Workbench
 from autocompress.records import Plan, minimized
 from autocompress.search.ledger import Ledger
 from autocompress.space.explain import validate
-from autocompress.space.plan_file import PlanFile, load_plan
+from autocompress.space.plan_entries import PlanFile
+from autocompress.space.plan_file import load_plan
 from autocompress.space.yaml import read_document
 
 

@@ -146,7 +146,7 @@ def _shape(plan: Plan) -> Hashable:
 
 def _file(plan: Plan) -> Hashable:
     """Shapes, and the bits that the file spends on each weight: integers below 8 bits are stored in 8."""
-    stored = tuple(
+    stored: tuple[tuple[str, int, bool], ...] = tuple(
         (entry.layer, entry.bits if entry.weights_only or entry.bits == 16 else 8, entry.weights_only)
         for entry in plan.bits
     )

@@ -152,6 +152,8 @@ def _fairness(card: EvidenceCard) -> tuple[str, ...]:
 
 def _changes(card: EvidenceCard) -> str:
     dense = {layer.name: layer for layer in card.origin.dense.artifact.layers}
+    if card.plan.architecture is not None:
+        dense = {}  # equal names are a coincidence
     graph, rows = card.final.graph, []
     for layer in settled(card.artifact, graph).layers:
         before, there = dense.get(layer.name), graph.layer(layer.name) if graph is not None else None
@@ -173,7 +175,7 @@ def _changes(card: EvidenceCard) -> str:
     gone = [name for name in dense if name not in kept and name not in parts]
     if gone:
         text += "\n\nLayers left out of the network: " + ", ".join(f"`{name}`" for name in gone) + "."
-    if card.origin.left_dense:
+    if card.origin.left_dense and dense:
         text += "\n\nLeft as it was:\n\n" + _bullets(f"`{x.name}`: {x.reason}" for x in card.origin.left_dense)
     return text
 

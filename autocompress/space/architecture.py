@@ -55,7 +55,7 @@ class ArchitectureKnob:
         if not self.open:
             return ()
         return tuple(
-            Architecture(width=width, depth=depth, bits=bits, weights_only=weights == "only")  # type: ignore[arg-type]
+            Architecture(width=width, depth=depth, bits=bits, weights_only=weights == "only")
             for width in sorted(self.widths, reverse=True) or (None,)
             for depth in sorted(self.depths, reverse=True) or (None,)
             for bits in sorted(self.bits, reverse=True)

@@ -133,7 +133,8 @@ def effective(plan: Plan) -> Plan:
     - `distillation`: without training.
     """
     built = plan.architecture
-    integer = [entry for entry in (*plan.bits, *([built] if built is not None else [])) if entry.bits < 16]
+    quantized: list[LayerBits | Architecture] = [*plan.bits, *([built] if built is not None else [])]
+    integer = [entry for entry in quantized if entry.bits < 16]
     quantizer = DENSE.quantizer
     if integer:
         quantizer = Quantizer(

@@ -237,7 +237,7 @@ def test_sizes_are_tried_before_anything_is_trained() -> None:
     check_builder(task, structure_of(task), widths=(0.5,), depths=(1.0,))
     with pytest.raises(
         TaskError,
-        match=r"task 'toy': expected its model function to make a smaller network of depth=0\.5, got the dense one's "
+        match=r"task 'toy': expected its model function to make another network of depth=0\.5, got the dense one's "
         r"layers; leave architecture\.depth out of the space",
     ):
         check_builder(task, structure_of(task), widths=(0.5,), depths=(0.5, 1.0))

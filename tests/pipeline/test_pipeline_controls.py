@@ -1,7 +1,7 @@
 import pytest
 
 from autocompress.pipeline.controls import control_plan
-from autocompress.records import ChannelCut, FromScratch, LayerBits, NoDistillation, Plan, WeightMask
+from autocompress.records import Architecture, ChannelCut, FromScratch, LayerBits, NoDistillation, Plan, WeightMask
 
 PLAN = Plan(
     cuts=(ChannelCut(group="a", keep=8, criterion="taylor", reduction="max"),),
@@ -30,3 +30,8 @@ def test_there_is_no_control_where_it_would_be_the_plan_itself_or_nothing_was_ch
     assert control_plan(same, "random") is not None
     assert control_plan(Plan(bits=PLAN.bits), "random") is None
     assert control_plan(Plan(), "from-scratch") is None
+
+
+@pytest.mark.parametrize("control", ["magnitude", "random", "from-scratch"])
+def test_a_network_that_is_built_is_its_own_control(control):
+    assert control_plan(Plan(architecture=Architecture(width=0.5, bits=8)), control) is None

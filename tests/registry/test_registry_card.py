@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from autocompress.errors import RegistryError
 from autocompress.records import (
+    Architecture,
     BlockDrop,
     ClassChange,
     Estimate,
@@ -176,10 +177,24 @@ def test_a_task_without_classes_has_no_such_section(card: EvidenceCard) -> None:
             Plan(drops=(BlockDrop(block="b"),), schedule=Iterative(), distillation=NoDistillation()),
             "4 epochs on the training split, on the task's own loss; schedule: iterative.",
         ),
+        (
+            Plan(architecture=Architecture(width=0.5, depth=2, bits=8), quantizer=Quantizer(training="aware")),
+            "Training: another network, built by the task at width 0.5, depth 2, from fresh weights; 4 epochs on the "
+            "training split, with the dense model as teacher; quantization-aware.",
+        ),
     ],
 )
 def test_the_page_says_how_the_model_recovered(card: EvidenceCard, plan: Plan, words: str) -> None:
     assert words in card.model_copy(update={"plan": plan}).to_markdown()
+
+
+def test_layers_of_a_network_that_is_built_are_not_held_against_the_dense_one_s(card: EvidenceCard) -> None:
+    built = card.model_copy(update={"plan": Plan(architecture=Architecture(width=0.5))}).to_markdown()
+    changes = built[built.index("## What was changed") :]
+    changes = changes[: changes.index("\n## ")]
+    assert f"`{card.artifact.layers[0].name}`" in changes
+    assert "(was" not in changes
+    assert "Layers left out of the network" not in changes
 
 
 def test_layers_that_are_gone_are_named_and_factorized_ones_are_not(card: EvidenceCard) -> None:
