@@ -102,12 +102,12 @@ BAD_STUDIES = [
     (
         "kind: nsga2",
         "kind: nsga",
-        "study.yaml:12: search.sampler.kind: expected 'nsga2' or 'nsga3' or 'tpe' or 'gp' or 'random'",
+        "study.yaml:12: search.sampler.kind: expected 'nsga2' or 'nsga3' or 'tpe' or 'gp' or 'random' or",
     ),
     (
         "kind: nsga2, ",
         "",
-        "study.yaml:12: search.sampler.kind: expected 'nsga2', 'nsga3', 'tpe', 'gp' or 'random', got nothing",
+        "'nsga2', 'nsga3', 'tpe', 'gp', 'random', 'surrogate' or 'auto', got nothing",
     ),
     (
         "population_size: 12",
