@@ -1,9 +1,9 @@
 """A problem in the shape of compression whose truth is a formula: for samplers, where thousands of trials are cheap.
 
-Twenty groups of channels in three stages, each with its share and its bits. Damage is additive over groups and bits with
-interactions of neighbours and a smooth part that nothing tells beforehand; error follows from damage through a curve that
-recovery flattens. Latency is the sum of overheads and multiply-adds. The guide knows latency up to 2%, and the additive
-part of damage up to 30% per entry: about what a profile of a network gives.
+Twenty groups of channels in three stages, each with its share and its bits. Damage is additive over groups and bits
+with interactions of neighbours and a smooth part that nothing tells beforehand; error follows from damage through a
+curve that recovery flattens. Latency is the sum of overheads and multiply-adds. The guide knows latency up to 2%, and
+the additive part of damage up to 30% per entry: about what a profile of a network gives.
 """
 
 from __future__ import annotations

@@ -150,8 +150,10 @@ class SurrogateProposer:
         if complete < _CERTAIN_AFTER or not len(front):
             return None
         known, costs = ask_guide(self._problem.guide, plan, self._axes)
-        params = next((t.params for t in reversed(trials) if t.plan == plan), None)
-        if (known is None and self._problem.guide is not None) or (known is None and params is None):
+        params: dict[str, ParamValue] | None = None
+        if self._problem.guide is None:
+            params = next((t.params for t in reversed(trials) if t.plan == plan), None)
+        if known is None and params is None:
             return None
         if self._model is None or self._model.results < complete // 2:
             self._fit(np.random.default_rng(derive_seed(self._seed, "hopeless", len(trials))))
@@ -271,4 +273,6 @@ class SurrogateProposer:
 
 
 def _words(names: Sequence[str], values: np.ndarray) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in zip(names, values, strict=True))
+    # Beyond the box the axes' unit is a logarithm.
+    shares = np.where(values > 1.0, np.exp(np.minimum(values, 20.0) - 1.0), values)
+    return ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares, strict=True))
