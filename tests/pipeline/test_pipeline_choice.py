@@ -17,6 +17,7 @@ from autocompress.records import (
     LatencyReading,
     Measurement,
     Plan,
+    RungResult,
     TrialRecord,
 )
 
@@ -46,7 +47,7 @@ def trial(number, accuracy=0.9, latency=1.0, *, noisy=False, feasible=True):
 
 def chosen(folder, trials, count=2, **changes):
     bench = SimpleNamespace(study=study_in(folder, finalists={"count": count}, **changes))
-    return [t.number for t in finalists._choose(bench, trials)]
+    return [t.number for t in finalists.choose(bench, trials)]
 
 
 def test_a_noisy_latency_takes_no_finalist_s_place_and_only_fills_up(tmp_path):
@@ -94,3 +95,30 @@ def test_a_study_in_a_database_has_no_trials_before_its_search_has_begun(tmp_pat
     study = study_in(tmp_path, search={"storage": f"sqlite:///{database}"})
     assert load_trials(study) == ()
     assert not database.exists()
+
+
+def judged(number, accuracy, latency, *, rung=0, state="stopped"):
+    """A trial that was judged at rungs below the last only."""
+    values = {"accuracy": Estimate.exact(accuracy), "latency_ms": Estimate.exact(latency)}
+    rungs = tuple(
+        RungResult(plan_key=f"{number}", fidelity=Fidelity(epochs=0.0, rung=i), values=values) for i in range(rung + 1)
+    )
+    plan = Plan(cuts=(ChannelCut(group="g", keep=1 + number, criterion="magnitude"),))
+    return TrialRecord(number=number, state=state, plan=plan, rungs=rungs)
+
+
+def test_places_that_are_left_go_to_the_best_of_the_highest_rung(tmp_path):
+    trials = [
+        trial(0, 0.9, 1.0),
+        judged(1, 0.5, 0.5),
+        judged(2, 0.4, 0.6),  # dominated at its rung
+        judged(3, 0.6, 0.7, rung=1, state="paused"),
+        judged(4, 0.3, 0.4, state="running"),
+    ]
+    assert chosen(tmp_path, trials, count=1) == [0]
+    assert chosen(tmp_path, trials, count=2) == [0, 3]
+    assert sorted(chosen(tmp_path, trials, count=4)) == [0, 1, 3, 4]
+
+
+def test_a_search_that_was_stopped_before_any_candidate_was_complete_still_gives_its_best(tmp_path):
+    assert sorted(chosen(tmp_path, [judged(1, 0.5, 0.5), judged(2, 0.4, 0.6), judged(4, 0.3, 0.4)])) == [1, 4]
