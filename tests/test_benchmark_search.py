@@ -86,15 +86,15 @@ def test_interval_of_the_median_covers_it_about_as_often_as_it_says(modules):
 
 def test_sooner_is_a_bound_where_someone_never_got_there(modules):
     sooner = modules.compare.sooner
-    plain = sooner([1.0, 2.0, 1.0], [10.0, 10.0, 5.0], 20.0)
+    plain = sooner([1.0, 2.0, 1.0], [10.0, 10.0, 5.0], (20.0, 20.0))
     assert plain.span.value == 5.0
     assert plain.bound == ""
-    assert sooner([1.0, 1.0], [math.inf, 10.0], 20.0).bound == ">"
-    assert sooner([1.0, 1.0], [math.inf, math.inf], 20.0).span.value == 20.0
-    assert sooner([math.inf], [10.0], 20.0).bound == "<"
-    assert sooner([math.inf], [math.inf], 20.0).bound == "?"
+    assert sooner([1.0, 1.0], [math.inf, 10.0], (20.0, 20.0)).bound == ">"
+    assert sooner([1.0, 1.0], [math.inf, math.inf], (5.0, 20.0)).span.value == 20.0
+    assert sooner([math.inf], [10.0], (20.0, 20.0)).bound == "<"
+    assert sooner([math.inf], [math.inf], (20.0, 20.0)).bound == "?"
     with pytest.raises(ValueError, match="expected as many times of both, at least one, got 1 and 2"):
-        sooner([1.0], [1.0, 2.0], 20.0)
+        sooner([1.0], [1.0, 2.0], (20.0, 20.0))
 
 
 def test_attainment_counts_runs_that_dominate(modules):

@@ -112,7 +112,7 @@ def _middle(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def sooner(ours: Sequence[float], theirs: Sequence[float], horizon: float) -> Ratio:
+def sooner(ours: Sequence[float], theirs: Sequence[float], horizons: tuple[float, float]) -> Ratio:
     """How many times sooner the first is at a target than the second, over paired seeds.
 
     Where one was never there, the time that it was given stands in for it, and the ratio becomes a bound.
@@ -120,7 +120,7 @@ def sooner(ours: Sequence[float], theirs: Sequence[float], horizon: float) -> Ra
     Args:
         ours: times of the first, by seed.
         theirs: times of the second, by the same seeds.
-        horizon: how long every run was.
+        horizons: how long runs of the first and of the second were.
 
     Raises:
         ValueError: unlike numbers of seeds, or none.
@@ -128,7 +128,7 @@ def sooner(ours: Sequence[float], theirs: Sequence[float], horizon: float) -> Ra
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"expected as many times of both, at least one, got {len(ours)} and {len(theirs)}")
     a, b = np.array(ours, dtype=float), np.array(theirs, dtype=float)
-    span = median(list(np.minimum(b, horizon) / np.minimum(a, horizon)))
+    span = median(list(np.minimum(b, horizons[1]) / np.minimum(a, horizons[0])))
     never_a, never_b = bool(np.isinf(a).any()), bool(np.isinf(b).any())
     bound: Literal["", ">", "<", "?"] = "?" if never_a and never_b else "<" if never_a else ">" if never_b else ""
     return Ratio(span, bound)

@@ -29,15 +29,14 @@ def page(outcomes: Mapping[str, Outcome], folder: Path) -> str:
 
 def section(work: Work, outcome: Outcome, folder: Path) -> list[str]:
     """One work."""
-    minutes = outcome.runs[0].minutes
-    lines = [f"## {work.title}", "", *ground(work, outcome, minutes)]
+    lines = [f"## {work.title}", "", *ground(work, outcome)]
     best = outcome.best()
     if len(best) == 0:
         return [*lines, "No front is judged yet.", ""]
     curves = {(run.arm, run.seed): outcome.curve(run) for run in outcome.runs}
     full = volume(best)
     lines += [f"Reference set: {len(best)} points over all arms and seeds, hypervolume {full:.4f}.", ""]
-    lines += [*over_time(outcome, curves, full, minutes), "", *against(outcome, curves, full, minutes), ""]
+    lines += [*over_time(outcome, curves, full), "", *against(outcome, curves, full), ""]
     draw_time(outcome, curves, full, folder / f"{work.name}-time.png", work.title)
     lines += [f"![Hypervolume over time]({work.name}-time.png)", ""]
     lines += [*ends(outcome, best), ""]
@@ -47,13 +46,14 @@ def section(work: Work, outcome: Outcome, folder: Path) -> list[str]:
     return [*lines, f"![Last fronts]({work.name}-fronts.png)", ""]
 
 
-def ground(work: Work, outcome: Outcome, minutes: float) -> list[str]:
+def ground(work: Work, outcome: Outcome) -> list[str]:
     """What all runs share, and what is missing."""
     runs, finals = outcome.runs, outcome.finals
     commits = sorted({run.commit for run in runs})
     loads = [load for run in runs for load in run.load]
+    given = " or ".join(f"{minutes:g}" for minutes in sorted({run.minutes for run in runs}))
     lines = [
-        f"{len(runs)} runs of {minutes:g} minutes on one core each, dense weights {runs[0].dense_sha256[:12]}, commits "
+        f"{len(runs)} runs of {given} minutes on one core each, dense weights {runs[0].dense_sha256[:12]}, commits "
         f"{', '.join(commits)}; load per core when they began and ended {min(loads):.1f} to {max(loads):.1f}. Final "
         f"recovery of every member: {work.final_epochs:g} of an epoch with distillation.",
     ]
@@ -76,20 +76,21 @@ def ground(work: Work, outcome: Outcome, minutes: float) -> list[str]:
     return [" ".join(lines), ""]
 
 
-def over_time(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: float, minutes: float) -> list[str]:
+def over_time(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: float) -> list[str]:
     """Time to targets, and hypervolume at moments, for each arm."""
-    moments = [m for m in (1.0, 2.0, 5.0, 10.0, minutes) if m <= minutes]
+    longest = max(run.minutes for run in outcome.runs)
+    moments = list(dict.fromkeys(m for m in (1.0, 2.0, 5.0, 10.0, outcome.minutes, longest) if m <= longest))
     header = ["arm", "seeds", "judgements", *(f"{100 * t:.0f}%" for t in TARGETS), *(f"{m:g} min" for m in moments)]
     rows = []
     for arm in ordered(outcome):
         runs = outcome.of(arm)
         times = [[time_to(curves[arm, run.seed], share * full) for run in runs] for share in TARGETS]
-        shares = [[curves[arm, run.seed].get(m) for run in runs] for m in dict.fromkeys(moments)]
+        shares = [[curves[arm, run.seed].get(m) for run in runs] for m in moments]
         known = [[value / full for value in some if value is not None] for some in shares]
         rows.append(
             [ARMS[arm].title, len(runs), f"{median([len(run.steps) for run in runs]).value:g}"]
-            + [told_times(some, minutes) for some in times]
-            + [told(median(some), 3) if some else "not judged" for some in known]
+            + [told_times(some, outcome.horizon(arm)) for some in times]
+            + [told(median(some), 3) if some else "–" for some in known]
         )
     words = [
         "Minutes to so much of the reference hypervolume, and share of it at moments: median over seeds, and its 95% "
@@ -98,12 +99,13 @@ def over_time(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: fl
         "once, at rising training.",
         "",
     ]
-    return words + table(list(dict.fromkeys(header)), rows)
+    return words + table(header, rows)
 
 
-def against(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: float, minutes: float) -> list[str]:
+def against(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: float) -> list[str]:
     """How much sooner, and how much better at equal time, ours is than each other arm, over paired seeds."""
     rows = []
+    moments = dict.fromkeys((min(5.0, outcome.minutes), outcome.minutes))
     for arm in ordered(outcome):
         seeds = outcome.complete_seeds(OURS, arm)
         if arm == OURS or not seeds:
@@ -111,17 +113,17 @@ def against(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: floa
         cells: list[str] = []
         for share in TARGETS:
             a, b = ([time_to(curves[name, seed], share * full) for seed in seeds] for name in (OURS, arm))
-            cells.append(told_ratio(sooner(a, b, minutes)))
-        for moment in dict.fromkeys((min(5.0, minutes), minutes)):
+            cells.append(told_ratio(sooner(a, b, (outcome.horizon(OURS), outcome.horizon(arm))), a, b))
+        for moment in moments:
             pairs = [(curves[OURS, s].get(moment), curves[arm, s].get(moment)) for s in seeds]
             found = [x / y if y else math.inf for x, y in pairs if x is not None and y is not None]
             cells.append(told(median(found), 2) if found else "not judged")
         rows.append([ARMS[arm].title, len(seeds), *cells])
     if not rows:
         return []
-    moments = [f"hypervolume at {m:g} min" for m in dict.fromkeys((min(5.0, minutes), minutes))]
+    heads = [f"hypervolume at {m:g} min" for m in moments]
     words = ["Ours against each other arm, paired by seed: times sooner at a target, and ratio of hypervolumes.", ""]
-    return words + table(["arm", "seeds", *(f"sooner at {100 * t:.0f}%" for t in TARGETS), *moments], rows)
+    return words + table(["arm", "seeds", *(f"sooner at {100 * t:.0f}%" for t in TARGETS), *heads], rows)
 
 
 def ends(outcome: Outcome, best: Sequence) -> list[str]:
@@ -133,7 +135,10 @@ def ends(outcome: Outcome, best: Sequence) -> list[str]:
             pairs = [distances(points, best) for points in found]
             igd, epsilon = (told(median([pair[i] for pair in pairs]), 4) for i in (0, 1))
             rows.append([ARMS[arm].title, len(found), igd, epsilon])
-    words = ["Distance of the last fronts from the reference set, in the box's units; 0 is as good.", ""]
+    words = [
+        f"Distance of the fronts at {outcome.minutes:g} minutes from the reference set, in the box's units; 0: as good.",
+        "",
+    ]
     return words + table(["arm", "seeds", "IGD+", "additive ε"], rows)
 
 
@@ -153,8 +158,9 @@ def shipped(outcome: Outcome) -> list[str]:
         cells = [told(median(ratios), 3), told(median(of_eight), 2), told(median(losses), 2)]
         rows.append([ARMS[arm].title, f"{len(good)} of {len(keys)}", *cells])
     words = [
-        f"The fastest member of the last front that loses at most {100 * LOSS:g} point on the selection split; the "
-        f"test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) was opened afterwards.",
+        f"The fastest member of the front at {outcome.minutes:g} minutes that loses at most {100 * LOSS:g} point on the "
+        f"selection split; the test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) was "
+        "opened afterwards.",
         "",
     ]
     return words + table(["arm", "seeds with one", "latency / dense", "of 8 bits alone", "test loss, points"], rows)
@@ -169,7 +175,7 @@ def against_torch_pruning(outcome: Outcome) -> list[str]:
         mine = outcome.end(ours, "test")
         if mine is None:
             continue
-        for key in theirs.front(theirs.minutes):
+        for key in theirs.front(outcome.minutes):
             point = outcome.points([key], "test")
             if point is not None and len(point) and point[0, 0] <= 1.0:
                 loss = 100 * (outcome.finals[DENSE]["test"] - outcome.finals[key]["test"])
@@ -203,10 +209,11 @@ def told_times(times: Sequence[float], minutes: float) -> str:
     return f"{text}, {never} of {len(times)} never" if never else text
 
 
-def told_ratio(ratio: Ratio) -> str:
+def told_ratio(ratio: Ratio, ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Times sooner, as a bound where someone never got there."""
     if ratio.bound == "?":
-        return "neither got there in every seed"
+        first, second = (sum(math.isfinite(time) for time in times) for times in (ours, theirs))
+        return f"ours there in {first} of {len(ours)}, the other in {second}"
     sign = {">": "≥ ", "<": "≤ ", "": ""}[ratio.bound]
     return f"{sign}{told(ratio.span, 1)}"
 

@@ -18,8 +18,8 @@ from autocompress.pipeline.profile import profile
 from autocompress.pipeline.search import search_candidates
 from autocompress.records import Estimate, TrialRecord
 
-#: Candidates that no study here gets to: time ends it.
-MANY = 5_000
+#: Candidates that no study here gets to, so that time ends it.
+MANY = 600
 #: What the study of every variant says beyond the defaults, and what the search of each leaves out.
 STUDY: dict[str, Any] = {}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -45,13 +45,13 @@ def own(bench: Workbench, recorder: Recorder) -> None:
         recorder: takes down what the ledger holds in the end.
     """
     # The study may take all of its time for the search: what is left of it after the profile is all that it gets.
-    profile(bench)
+    known = profile(bench)
     left = bench.study.search.model_copy(update={"time_s": max(1.0, recorder.left_s)})
     bench = Workbench(bench.study.model_copy(update={"search": left}), bench.folder, bench.prepared)
     write_bytes(bench.folder.study, bench.study.model_dump_json(indent=1).encode(), mode=0o600)
     recorder.preparation_s = recorder.seconds
     with ray_session(1):
-        trials = search_candidates(bench, lambda: None)
+        trials = search_candidates(bench, known, lambda: None)
     note(bench, recorder, trials)
 
 
