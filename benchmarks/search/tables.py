@@ -136,7 +136,7 @@ def ends(outcome: Outcome, best: Sequence) -> list[str]:
             igd, epsilon = (told(median([pair[i] for pair in pairs]), 4) for i in (0, 1))
             rows.append([ARMS[arm].title, len(found), igd, epsilon])
     words = [
-        f"Distance of the fronts at {outcome.minutes:g} minutes from the reference set, in the box's units; 0: as good.",
+        f"Distance of the fronts at {outcome.minutes:g} minutes from the reference set, in units of the box.",
         "",
     ]
     return words + table(["arm", "seeds", "IGD+", "additive ε"], rows)
@@ -158,8 +158,8 @@ def shipped(outcome: Outcome) -> list[str]:
         cells = [told(median(ratios), 3), told(median(of_eight), 2), told(median(losses), 2)]
         rows.append([ARMS[arm].title, f"{len(good)} of {len(keys)}", *cells])
     words = [
-        f"The fastest member of the front at {outcome.minutes:g} minutes that loses at most {100 * LOSS:g} point on the "
-        f"selection split; the test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) was "
+        f"The fastest member of the front at {outcome.minutes:g} minutes that loses at most {100 * LOSS:g} point on "
+        f"the selection split; the test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) was "
         "opened afterwards.",
         "",
     ]

@@ -15,7 +15,7 @@ from autocompress.pipeline.finalists import choose
 from autocompress.pipeline.folder import write_bytes
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.profile import profile
-from autocompress.pipeline.search import search_candidates
+from autocompress.pipeline.search import load_trials, search_candidates
 from autocompress.records import Estimate, TrialRecord
 
 #: Candidates that no study here gets to, so that time ends it.
@@ -50,8 +50,12 @@ def own(bench: Workbench, recorder: Recorder) -> None:
     bench = Workbench(bench.study.model_copy(update={"search": left}), bench.folder, bench.prepared)
     write_bytes(bench.folder.study, bench.study.model_dump_json(indent=1).encode(), mode=0o600)
     recorder.preparation_s = recorder.seconds
-    with ray_session(1):
-        trials = search_candidates(bench, known, lambda: None)
+    try:
+        with ray_session(1):
+            trials = search_candidates(bench, known, lambda: None)
+    except SearchError as error:  # such as no time left for any candidate: what there is counts
+        recorder.notes.append(str(error)[:300])
+        trials = load_trials(bench.study)
     note(bench, recorder, trials)
 
 
