@@ -81,6 +81,7 @@ def shapes(result: Compressed) -> dict[str, tuple[int, ...]]:
     return {layer.name: layer.shape for layer in result.artifact.layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "half"), [
     (CNN, "features.4", (16, 8, 3, 3)),
     (VIT, "layers.0.mlp.fc1", (64, 16)),
@@ -130,6 +131,7 @@ def test_without_training_it_knows_nothing_and_with_it_learns() -> None:
     assert not torch.equal(untrained.module.head.weight, trained.module.head.weight)
 
 
+@pytest.mark.slow
 def test_it_is_trained_at_the_recipe_s_rate_and_taught_by_the_dense_network() -> None:
     plan = Plan(architecture=Architecture(width=0.5))
     slow = task_of(CNN, recipe=Recipe(batch_size=32, learning_rate=1e-9), recovery_learning_rate=1.0)
@@ -140,6 +142,7 @@ def test_it_is_trained_at_the_recipe_s_rate_and_taught_by_the_dense_network() ->
     assert not torch.equal(taught.module.head.weight, alone.module.head.weight)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_another_one_other_weights() -> None:
     task, plan = task_of(CNN), Plan(architecture=Architecture(width=0.5, bits=8))
     state = torch.random.get_rng_state()
