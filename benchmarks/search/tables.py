@@ -122,7 +122,12 @@ def against(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: floa
     if not rows:
         return []
     heads = [f"hypervolume at {m:g} min" for m in moments]
-    words = ["Ours against each other arm, paired by seed: times sooner at a target, and ratio of hypervolumes.", ""]
+    words = [
+        "Ours against each other arm, paired by seed: times sooner at a target, and ratio of hypervolumes. ≥ and ≤ are "
+        "bounds, where the other or ours never got there. Wanted at 90 and 95%: 10 times sooner than Optuna with "
+        "fine-tuning, 2 times sooner than Optuna with our evaluator; 1.10 times the hypervolume.",
+        "",
+    ]
     return words + table(["arm", "seeds", *(f"sooner at {100 * t:.0f}%" for t in TARGETS), *heads], rows)
 
 
@@ -159,8 +164,8 @@ def shipped(outcome: Outcome) -> list[str]:
         rows.append([ARMS[arm].title, f"{len(good)} of {len(keys)}", *cells])
     words = [
         f"The fastest member of the front at {outcome.minutes:g} minutes that loses at most {100 * LOSS:g} point on "
-        f"the selection split; the test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) was "
-        "opened afterwards.",
+        f"the selection split; the test split (dense {100 * dense['test']:.2f}%, 8 bits {100 * eight['test']:.2f}%) "
+        "was opened afterwards. Wanted: at most 0.65 of 8 bits alone.",
         "",
     ]
     return words + table(["arm", "seeds with one", "latency / dense", "of 8 bits alone", "test loss, points"], rows)
@@ -168,23 +173,26 @@ def shipped(outcome: Outcome) -> list[str]:
 
 def against_torch_pruning(outcome: Outcome) -> list[str]:
     """Our latency over Torch-Pruning's at no more loss than each of its networks has, on the test split."""
-    rows, seeds = [], outcome.complete_seeds(OURS, TP)
-    for seed in seeds:
-        ours = next(run for run in outcome.of(OURS) if run.seed == seed)
-        theirs = next(run for run in outcome.of(TP) if run.seed == seed)
+    rows, shares = [], []
+    for seed in outcome.complete_seeds(OURS, TP):
+        ours, theirs = (next(run for run in outcome.of(arm) if run.seed == seed) for arm in (OURS, TP))
         mine = outcome.end(ours, "test")
-        if mine is None:
-            continue
         for key in theirs.front(outcome.minutes):
             point = outcome.points([key], "test")
-            if point is not None and len(point) and point[0, 0] <= 1.0:
-                loss = 100 * (outcome.finals[DENSE]["test"] - outcome.finals[key]["test"])
-                found = latency_at(mine, point[0, 0])
-                share = f"{found / point[0, 1]:.2f}" if math.isfinite(found) else "none as accurate"
-                rows.append([seed, f"{loss:.2f}", f"{point[0, 1]:.3f}", f"{found:.3f}", share])
+            if mine is None or point is None or len(point) == 0 or point[0, 0] > 1.0:
+                continue
+            loss = 100 * (outcome.finals[DENSE]["test"] - outcome.finals[key]["test"])
+            found = latency_at(mine, point[0, 0])
+            shares.append(found / point[0, 1])
+            share = f"{shares[-1]:.2f}" if math.isfinite(found) else "none as accurate"
+            rows.append([seed, f"{loss:.2f}", f"{point[0, 1]:.3f}", f"{found:.3f}", share])
     if not rows:
         return []
-    words = ["Our fastest network that is no less accurate than each of Torch-Pruning's on the test split.", ""]
+    words = [
+        "Our fastest network that is no less accurate than each of Torch-Pruning's on the test split, those with "
+        f"8 bits alone among them; the middle ratio is {median(shares).value:.2f}. Wanted: at most 0.80.",
+        "",
+    ]
     header = ["seed", "its test loss, points", "its latency / dense", "ours", "ours / its"]
     return words + table(header, sorted(rows, key=lambda row: (row[0], float(row[1]))))
 
