@@ -11,6 +11,7 @@ from typing import TypeVar
 from autocompress.cluster.session import ray_session
 from autocompress.config import Study
 from autocompress.errors import AutocompressError
+from autocompress.pipeline.earlier import check_seeds
 from autocompress.pipeline.finalists import Finals, finalists
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.prepare import Workbench, check_task, prepare
@@ -63,6 +64,7 @@ class StudyRun:
     def opened(self) -> Iterator[None]:
         """Hold the study for this process. A task that cannot be loaded is refused before anything is created."""
         check_task(self.study)
+        check_seeds(self.study)
         with StudyFolder(self.study.folder).driving(), self._ray:
             yield
 

@@ -202,7 +202,8 @@ def knapsack(items: Items, budgets: int) -> Solved:
     for budget in _geometric(items.share(state), low, budgets):
         better = _within(items, state, budget)
         state = cheapest if better is None else better
-        found.setdefault(items.plan(state), items.share(state))
+        if state != slowest:
+            found.setdefault(items.plan(state), items.share(state))
     words = "divergence from the dense model" if items.guide.losses.measure == "kl" else "increase of the loss"
     note = f"{len(found)} seeds by budget: least {words} at {budgets} latencies; {items.guide.latency_words}"
     return Solved(tuple((f"budget-{share:.3f}", plan) for plan, share in found.items()), (note,))
