@@ -78,7 +78,7 @@ def test_a_run_ends_with_the_front_the_report_and_the_versions(finished):
     assert "Traceback" not in err
     found = status(folder)
     assert (found["state"], found["done"], found["total"]) == ("finished", 6, 6)
-    assert set(found["counts"]) <= {"complete", "failed"}
+    assert set(found["counts"]) <= {"complete", "stopped", "failed"}
 
 
 def test_the_front_is_what_the_registry_holds(finished):
@@ -194,7 +194,7 @@ def test_a_killed_driver_is_continued_to_exactly_n_trials_none_twice(tmp_path):
     ended = status(tmp_path)
     assert (ended["state"], ended["done"]) == ("finished", 10)
     assert sum(ended["counts"].values()) == 10
-    assert set(ended["counts"]) <= {"complete", "failed"}
+    assert set(ended["counts"]) <= {"complete", "stopped", "failed"}
 
 
 def test_an_interrupt_stops_resumable_and_registers_nothing(tmp_path):
