@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from autocompress.compress.fold import fold_batch_norm
 from autocompress.compress.onnx_names import name_layers
 from autocompress.compress.onnx_simplify import simplify
+from autocompress.compress.translations import remembered
 from autocompress.errors import ExportError
 from autocompress.inputs import Inputs, apply, call, named
 
@@ -164,7 +165,7 @@ def _trace(module: nn.Module, example: Inputs, *, outputs: int) -> ONNXProgram:
             "input_names": list(named(example)),
         }
     try:
-        with _quiet():
+        with _quiet(), remembered():
             program = torch.onnx.export(
                 module,
                 dynamo=True,
