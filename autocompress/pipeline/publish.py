@@ -49,7 +49,8 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
     study, report = bench.study, reporter()
     store = Store(None, Path(study.output).absolute())
     lineage, origin = _lineage(bench, finals), _origin(bench, finals)
-    report.stage("register", f"tracking {len(trials)} trials in {store.address}")
+    ended = sum(t.state in ENDED for t in trials)
+    report.stage("register", f"tracking {ended} trials in {store.address}")
     found = search_summary(study, bench.prepared.baseline, trials)
     told = {"hypervolume": found.hypervolume, "search_seconds": found.seconds}
     told |= {f"search_share.{part}": share for part, share in found.shares.items()}
@@ -82,7 +83,7 @@ def publish(bench: Workbench, trials: tuple[TrialRecord, ...], finals: Finals) -
     registered = Registered(
         versions=tuple(known[n] for n in numbers.values()),
         tracking=store.address,
-        trials=sum(t.state in ENDED for t in trials),
+        trials=ended,
     )
     write_record(bench.folder.registered, registered)
     return registered
