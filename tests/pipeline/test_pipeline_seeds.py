@@ -12,15 +12,19 @@ from small_networks import KINDS, sensitivity, space, space_of
 
 from autocompress.config import Study
 from autocompress.errors import ConfigError
-from autocompress.pipeline.earlier import check_seeds
-from autocompress.pipeline.guide import PlanGuide
+from autocompress.pipeline.earlier import check_seeds, earlier_plans
+from autocompress.pipeline.evaluate import Evaluator
+from autocompress.pipeline.guide import PlanGuide, study_guide
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.pipeline.profile import Profile, profile
+from autocompress.pipeline.search import search_front
 from autocompress.pipeline.seed_items import items_of
 from autocompress.pipeline.seeds import find_seeds, in_turns, knapsack, ordered, seed_points, spread
-from autocompress.records import ChannelCut, Estimate, LayerBits, Plan
-from autocompress.space.config import packaged_spaces
-from autocompress.space.space import Space
+from autocompress.records import ChannelCut, Estimate, Fidelity, LayerBits, Plan
+from autocompress.search.ledger import Candidate, Ledger
+from autocompress.search.samplers import Random
+from autocompress.space.config import SpaceConfig, packaged_spaces
+from autocompress.space.space import Space, resolve
 
 TASK = f"{Path(__file__).resolve().parent / 'spied.py'}:spied"
 
@@ -52,12 +56,9 @@ def test_every_seed_is_of_the_space_and_the_dense_network_is_late(kind: str, nam
         assert "no latency model: multiply-adds in its place" in seeds.notes[0]
 
 
+SHARES = {"low": 0.25, "high": 0.75, "step": 0.25}
 SMALL = {
-    "groups": {
-        "strategy": ["structured", "none"],
-        "criterion": ["magnitude"],
-        "sparsity": {"low": 0.25, "high": 0.75, "step": 0.25},
-    },
+    "groups": {"strategy": ["structured", "none"], "criterion": ["magnitude"], "sparsity": SHARES},
     "blocks": {"choices": ["keep", "drop"], "max": 1},
     "layers": {"bits": {"choices": [32, 8], "per": "model"}},
     "include": ["body.1.c1", "body.3.c1", "body.5.c1", "stem.0", "fc", "body.1", "body.3"],
@@ -219,8 +220,6 @@ def with_seeds(bench: Workbench, **seeds: Any) -> Workbench:
 def test_a_study_begins_with_a_persons_plan_and_what_its_profile_suggests(
     bench: Workbench, found: Profile, tmp_path: Path
 ) -> None:
-    from autocompress.pipeline.guide import study_guide
-
     group = bench.space.groups[0].name
     (tmp_path / "mine.yaml").write_text(f"cuts: [{{match: '{group}', keep: 8}}]\n")
     asked = with_seeds(bench, budgets=5, plans=[str(tmp_path / "mine.yaml")])
@@ -235,8 +234,6 @@ def test_a_study_begins_with_a_persons_plan_and_what_its_profile_suggests(
 
 @pytest.mark.slow
 def test_a_plan_outside_of_the_space_is_refused_with_its_file(bench: Workbench, found: Profile, tmp_path: Path) -> None:
-    from autocompress.pipeline.guide import study_guide
-
     file = tmp_path / "four.yaml"
     file.write_text("bits: [{match: '*', bits: 4}]\n")
     asked = with_seeds(bench, plans=[str(file)])
@@ -257,3 +254,37 @@ def test_an_earlier_study_has_to_be_there_and_another_one(tmp_path: Path) -> Non
         check_seeds(study)
     check_seeds(study_in(tmp_path, "second", warm_start="first"))
     check_seeds(study_in(tmp_path, "second", warm_start=str(study.folder)))
+
+
+@pytest.mark.slow
+def test_an_earlier_studys_front_is_tried_again_as_far_as_the_space_has_it(bench: Workbench, found: Profile) -> None:
+    earlier = bench.study
+    with pytest.raises(ConfigError, match="expected a study with finished candidates, got 'first', which has none yet"):
+        earlier_plans(study_in(earlier.output, "second"), "first")
+    ledger = Ledger.open(bench.folder.journal, earlier.name, earlier.objectives, (), ())
+    ledger.use(Random().build(0))
+    evaluate = Evaluator(bench)
+    ledger.enqueue([(f"seed-{bits}", bench.space.uniform(sparsity=0.5, bits=bits)) for bits in (8, 32)], 2)
+    for _ in range(2):
+        candidate = ledger.ask(bench.space)
+        assert isinstance(candidate, Candidate)
+        ledger.attempted(candidate.number, 1)
+        measured = evaluate(candidate.plan, Fidelity(epochs=0.0), "validation")
+        # A reading on a busy machine is marked, and would keep the candidate off the front.
+        quiet = measured.model_copy(update={"latency": measured.latency.model_copy(update={"noisy": False})})
+        ledger.tell(candidate.number, quiet.model_dump(mode="json"))
+    front = search_front(ledger.trials(), earlier.objectives)
+    plans = earlier_plans(study_in(earlier.output, "second"), "first")
+    assert {plan for _, plan in plans} == {trial.plan for trial in front}
+    assert plans == earlier_plans(study_in(earlier.output, "second"), str(earlier.folder))
+    guide = study_guide(bench, found)
+    assert {seed.plan for seed in ordered(bench.space, guide, earlier=plans, uniform=False).points} >= {
+        plan for _, plan in plans
+    }
+    # In a space of floats alone the rest is named.
+    floats = {"groups": {"strategy": ["structured", "none"], "criterion": ["magnitude"], "sparsity": SHARES}}
+    narrow = resolve(SpaceConfig.model_validate(floats), bench.prepared.structure, round_to=8, bits=(32, 8))
+    eight = [name for name, plan in plans if plan.bits]
+    seeds = ordered(narrow, PlanGuide(narrow, found.sensitivity, dense_ms=1.0), earlier=plans)
+    assert [name for name, _ in seeds.left_out] == eight
+    assert all("plan.bits: expected a name that this space searches" in reason for _, reason in seeds.left_out)
