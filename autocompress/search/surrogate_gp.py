@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Hyperparameter, Kernel, Matern, WhiteKernel
+from threadpoolctl import ThreadpoolController
 
 #: Observations that hyperparameters are chosen on; all are used once they are.
 _CHOSEN_ON = 120
@@ -185,6 +188,16 @@ def believing(process: Process, inputs: np.ndarray, means: np.ndarray) -> Proces
     y = np.append(old.y_train_, (means - process.centre) / process.unit)
     regressor = _with_kernel(old.kernel_).fit(x, y)
     return Process(regressor, process.shift, process.scale, process.centre, process.unit, process.inflation)
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Linear algebra on one thread: for a few hundred rows more only wait, on cores that candidates train on."""
+    return _threads().limit(limits=1)
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _with_kernel(kernel: Kernel) -> GaussianProcessRegressor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ _UNKNOWN_S = 5.0
 _TIMED = 50
 #: New candidates at once, at least: fewer are not worth a look.
 _FEWEST_DRAWN = 64
+#: Draws that an exploring proposal is the first promising one of.
+_EXPLORED = 16
+#: Seconds that a trial has to take for it to be worth a while to avoid it.
+_WORTHWHILE_S = 0.2
 #: Largest number of the best members of the pool that new candidates are made from, beside the front.
 _PARENTS = 16
 #: Open trials that are believed, the latest.
@@ -124,30 +129,27 @@ class SurrogateProposer:
         rng = np.random.default_rng(derive_seed(self._seed, "propose", len(trials)))
         self._read(trials)
         judged = sum(bool(row.levels) for row in self._rows())
-        if judged < max(1, self._config.startup_trials) or rng.uniform() < self._config.exploration:
+        if judged < max(1, self._config.startup_trials):
             return self._drawn(rng)
         began = self._clock()
-        self._refresh(rng)
-        scores = self._score()
+        with _one_thread():
+            self._refresh(rng)
+            found = self._explored(rng) if rng.uniform() < self._config.exploration else None
+            if found is None:
+                found = self._best(rng)
         self._for_draws -= self._clock() - began
-        if not len(scores):
-            return self._drawn(rng)
-        order = np.argsort(-scores, kind="stable")
-        params = self._pool.drawn[int(order[0])].params
-        self._pool.keep(order[1 : self._config.candidates + 1].tolist())
-        return params
+        return self._drawn(rng) if found is None else found
 
     def hopeless(self, plan: Plan, trials: Sequence[TrialRecord]) -> str | None:
         """Why a plan need not be built, in words; None to build it.
 
         It is hopeless if a member of the front is better by 0.02 of the box in every objective than the plan is if each
-        is two standard deviations better than predicted; never before twelve trials are complete, and never for a plan
-        that brings the model nothing to go by.
+        is two standard deviations better than predicted; never before twelve trials are complete, never for a plan that
+        brings the model nothing to go by, and never where a trial takes less than 0.2 s, as nothing would be saved.
         """
         self._read(trials)
-        front = self._book.objectives(self._book.front)
         complete = sum(LAST in row.levels for row in self._rows())
-        if complete < _CERTAIN_AFTER or not len(front):
+        if complete < _CERTAIN_AFTER or self._trial_s() < _WORTHWHILE_S:
             return None
         known, costs = ask_guide(self._problem.guide, plan, self._axes)
         params: dict[str, ParamValue] | None = None
@@ -155,24 +157,32 @@ class SurrogateProposer:
             params = next((t.params for t in reversed(trials) if t.plan == plan), None)
         if known is None and params is None:
             return None
-        if self._model is None or self._model.results < complete // 2:
-            self._fit(np.random.default_rng(derive_seed(self._seed, "hopeless", len(trials))))
-        model = self._model
-        if model is None or model.results < _CERTAIN_AFTER // 2:
+        with _one_thread():
+            if self._model is None or self._model.results < complete // 2:
+                self._fit(np.random.default_rng(derive_seed(self._seed, "hopeless", len(trials))))
+            model = self._model
+            if model is None or model.results < _CERTAIN_AFTER // 2:
+                return None
+            means, stds = model.predict(self._fitter.features([(known, params or {})]), costs[None])
+        ahead = self._ahead(means, stds)[0]
+        if ahead is None:
             return None
-        inputs = self._fitter.features([(known, params or {})])
-        means, stds = model.predict(inputs, costs[None])
-        m = len(self._problem.objectives)
-        hoped = means[0, :m] - _OPTIMISM * stds[0, :m]
-        ahead = np.flatnonzero((front + _MARGIN <= hoped).all(axis=1))
-        if not len(ahead):
-            return None
-        first = int(ahead[np.argmin(front[ahead].sum(axis=1))])
-        names = self._problem.objectives
+        names, hoped = self._problem.objectives, means - _OPTIMISM * stds
         return (
-            f"predicted {_words(names, means[0, :m])}, at best {_words(names, hoped)}, behind trial "
-            f"{self._book.front[first].number} with {_words(names, front[first])} (shares of the box, less is better)"
+            f"predicted {_words(names, means[0])}, at best {_words(names, hoped[0])}, behind trial {ahead.number} with "
+            f"{_words(names, ahead.levels[LAST])} (shares of the box, less is better)"
         )
+
+    def _ahead(self, means: np.ndarray, stds: np.ndarray) -> list[Row | None]:
+        """For each candidate the member of the front that is better even if all is better than predicted, or None."""
+        m = len(self._problem.objectives)
+        hoped = means[:, :m] - _OPTIMISM * stds[:, :m]
+        front = self._book.objectives(self._book.front)
+        if not len(front):
+            return [None] * len(hoped)
+        better = (front[None, :, :] + _MARGIN <= hoped[:, None, :]).all(axis=2)
+        first = np.argmin(np.where(better, front.sum(axis=1), np.inf), axis=1)
+        return [self._book.front[i] if any_ else None for i, any_ in zip(first, better.any(axis=1), strict=True)]
 
     # --- what is known --------------------------------------------------------------------------------------------
 
@@ -246,6 +256,38 @@ class SurrogateProposer:
         measured = measured_of(rows, len(self._axes))
         return model.predict(inputs, np.stack([row.costs for row in rows]), measured)[0][:, :m]
 
+    def _best(self, rng: np.random.Generator) -> dict[str, ParamValue] | None:
+        """The best candidate of the pool, which it leaves; None if there is none.
+
+        If even that is known to be far behind, new candidates are drawn whatever their time.
+        """
+        for again in (True, False):
+            scores = self._score()
+            if not len(scores):
+                return None
+            best = int(np.argmax(scores))
+            behind = self._ahead(self._pool.means[[best]], self._pool.stds[[best]])[0] is not None
+            if not (behind and again and self._trial_s() >= _WORTHWHILE_S):
+                break
+            self._draw(rng, _FEWEST_DRAWN)
+        order = np.argsort(-scores, kind="stable")
+        params = self._pool.drawn[int(order[0])].params
+        self._pool.keep(order[1 : self._config.candidates + 1].tolist())
+        return params
+
+    def _explored(self, rng: np.random.Generator) -> dict[str, ParamValue] | None:
+        """The first of some draws of every size that is not known to be far behind; None if all are."""
+        if self._model is None:
+            return None
+        told = [(d, *ask_guide(self._problem.guide, d.plan, self._axes))
+                for d in vary(self._space, [], _EXPLORED, rng, self._book.keys.__contains__)]  # fmt: skip
+        told = [one for one in told if one[1] is not None or self._problem.guide is None]
+        if not told:
+            return None
+        inputs = self._fitter.features([(known, drawn.params) for drawn, known, _ in told])
+        ahead = self._ahead(*self._model.predict(inputs, np.stack([costs for *_, costs in told])))
+        return next((drawn.params for (drawn, *_), row in zip(told, ahead, strict=True) if row is None), None)
+
     def _score(self) -> np.ndarray:
         """Expected improvement of every candidate of the pool over the front and over what is on its way to it."""
         pool, model = self._pool, self._model
@@ -272,7 +314,14 @@ class SurrogateProposer:
         return draw_distinct(self._space, rng, lambda plan: plan.key in self._book.keys)
 
 
+def _one_thread() -> AbstractContextManager[object]:
+    from autocompress.search.surrogate_gp import one_thread
+
+    return one_thread()
+
+
 def _words(names: Sequence[str], values: np.ndarray) -> str:
+    """Values of the objectives, which are the first of all axes', as shares of the box."""
     # Beyond the box the axes' unit is a logarithm.
     shares = np.where(values > 1.0, np.exp(np.minimum(values, 20.0) - 1.0), values)
-    return ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares, strict=True))
+    return ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares, strict=False))

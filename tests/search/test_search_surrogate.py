@@ -122,7 +122,8 @@ def predicted(trials: Sequence[TrialRecord], plans: Sequence[Mapping[str, ParamV
 
 
 def frozen(config: Surrogate, what: Problem, seed: int = 0, space: Any = SPACE) -> SurrogateProposer:
-    return SurrogateProposer(config, space, what, seed, clock=lambda: 0.0)
+    small = config.model_copy(update={"candidates": 64})  # as the toy has 128 plans
+    return SurrogateProposer(small, space, what, seed, clock=lambda: 0.0)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -322,7 +323,7 @@ def test_a_bound_keeps_proposals_in_its_region() -> None:
         assert accuracy(plan) > 0.92
 
 
-def test_exploration_and_startup_draw_from_the_space() -> None:
+def test_startup_draws_from_the_space() -> None:
     asked: list[int] = []
 
     class Watched(ToyGuide):
@@ -334,8 +335,29 @@ def test_exploration_and_startup_draw_from_the_space() -> None:
     few = some(3)
     frozen(Surrogate(startup_trials=8), what).propose(few)
     assert len(asked) == len(few)  # those of the trials alone: no candidate was looked at
-    frozen(Surrogate(startup_trials=0, exploration=1.0), what).propose(few)
-    assert len(asked) == 2 * len(few)
+
+
+def test_exploration_draws_from_all_of_the_space_but_nothing_hopeless() -> None:
+    what, trials = problem(), some(30)
+    bold = [SPACE.plan(frozen(Surrogate(exploration=1.0), what, seed).propose(trials)) for seed in range(12)]
+    best = [SPACE.plan(frozen(Surrogate(exploration=0.0), what, seed).propose(trials)) for seed in range(12)]
+    assert len(set(bold)) > len(set(best))
+    assert all(frozen(Surrogate(), what).hopeless(plan, trials) is None for plan in (*bold, *best))
+
+
+def test_nothing_hopeless_is_proposed_while_the_space_has_something_else() -> None:
+    what, trials = problem(), some(30)
+    proposer = frozen(Surrogate(), what)
+    for count in range(30, 60):
+        params = proposer.propose(trials)
+        asked = row(count, params, "running")
+        assert proposer.hopeless(asked.plan, [*trials, asked]) is None  # type: ignore[arg-type]
+        trials.append(row(count, params))
+
+
+def test_where_a_trial_costs_nothing_no_plan_is_hopeless() -> None:
+    trials = [row(i, {"keep": k, "bits": 8}, seconds=0.01) for i, k in enumerate(range(8, 65, 4))]
+    assert frozen(Surrogate(), problem()).hopeless(SPACE.plan({"keep": 35, "bits": 32}), trials) is None
 
 
 def test_a_plan_that_the_guide_refuses_is_left_out() -> None:
@@ -391,7 +413,7 @@ def test_drawing_takes_a_few_percent_of_a_trial(seconds: float) -> None:
 
 def test_a_fit_is_put_off_while_trials_are_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, fits = Clock(), []
-    proposer = SurrogateProposer(Surrogate(exploration=0.0), SPACE, problem(), 0, clock=clock)
+    proposer = SurrogateProposer(Surrogate(exploration=0.0, candidates=64), SPACE, problem(), 0, clock=clock)
     fit = proposer._fitter.fit
 
     def slow(*args: Any, **more: Any) -> Any:
