@@ -198,6 +198,8 @@ def volumes(kept: Kept, seeds: int) -> dict[str, dict[int, list[float]]]:
     found: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
     for seed in range(seeds):
         runs = {arm: kept.values.get(f"{arm} / {seed}") for arm in ARMS}
+        if not any(runs.values()):
+            continue  # of a benchmark that was stopped
         everything = np.vstack([np.array(r["points"]) for r in runs.values() if r])
         best = moocore.hypervolume(everything, ref=np.ones(2))
         for arm, result in runs.items():
