@@ -17,15 +17,15 @@ _TIGHTER = (0.0, 1e-6, 1e-5, 1e-4)
 
 
 class AtMost(NamedTuple):
-    """Of some choices only so many may be made together: with a count of 1 they exclude each other.
+    """Of some choices only so many may be made together: at most 1 they exclude each other.
 
     Attributes:
         choices: pairs of a name and one of its levels, distinct.
-        count: how many at most, >= 0.
+        most: how many may be made, >= 0.
     """
 
     choices: tuple[tuple[str, int], ...]
-    count: int = 1
+    most: int = 1
 
 
 def allocate_from_sensitivity(
@@ -135,10 +135,10 @@ def _checked(limits: Iterable[AtMost], known: set[tuple[str, int]]) -> tuple[AtM
     found = tuple(limits)
     for limit in found:
         unknown = [choice for choice in limit.choices if choice not in known]
-        if unknown or len(set(limit.choices)) != len(limit.choices) or limit.count < 0:
-            problem = f"the unknown {unknown[0]}" if unknown else f"{list(limit.choices)} at most {limit.count} times"
+        if unknown or len(set(limit.choices)) != len(limit.choices) or limit.most < 0:
+            problem = f"the unknown {unknown[0]}" if unknown else f"{list(limit.choices)} at most {limit.most} times"
             raise CompressionError(
-                f"allocation: limits: expected distinct choices out of the levels and a count >= 0, got {problem}"
+                f"allocation: limits: expected distinct choices out of the levels and a number >= 0, got {problem}"
             )
     return found
 
@@ -167,7 +167,7 @@ def _one_each(keys: list[tuple[str, int]], limits: tuple[AtMost, ...]) -> list[L
     found = [LinearConstraint(each, 1, 1)]
     if limits:
         sets = np.array([[float(key in limit.choices) for key in keys] for limit in limits])
-        found.append(LinearConstraint(sets, -np.inf, np.array([float(limit.count) for limit in limits])))
+        found.append(LinearConstraint(sets, -np.inf, np.array([float(limit.most) for limit in limits])))
     return found
 
 

@@ -68,8 +68,8 @@ class SeedsConfig(_Part):
     """Which candidates a search begins with: at most half of its trials.
 
     Attributes:
-        budgets: latencies, from the cheapest that the space reaches to where nothing is lost any more, for each of
-            which the candidate is found that loses least by the profile; 0 for none.
+        budgets: latencies, from where as good as nothing is lost to where no short recovery helps, for each of which
+            the candidate is found that loses least by the profile; 0 for none.
         uniform: also the same request for every group and layer, and a mild setting of each other kind of choice.
         warm_start: an earlier study of the same network, by name or folder, whose front is tried again.
         plans: plan files that are tried first. Relative paths of both start from the study file's folder.

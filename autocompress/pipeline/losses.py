@@ -12,9 +12,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from autocompress.compress.sensitivity import Sensitivity
+from autocompress.compress.sensitivity import BlockSensitivity, GroupSensitivity, LayerSensitivity, Sensitivity
 from autocompress.records import Plan, Structure
 
 #: What counts as no loss at all, in nats or units of the task's loss.
@@ -25,6 +25,8 @@ _POWERS = (1.0, 4.0)
 _PER_BIT = 4.0
 #: What a change loses of which nothing was measured: all of a group, or a block.
 _UNKNOWN = 1.0
+_Measured = GroupSensitivity | LayerSensitivity | BlockSensitivity
+_Place = TypeVar("_Place", float, int)
 
 
 class Curve:
@@ -91,12 +93,11 @@ class Losses:
             measure: ``"kl"``, which falls back to ``"loss"``, the increase of the task's loss, for outputs that are no
                 class scores.
         """
-        entries = (*sensitivity.groups, *sensitivity.layers, *sensitivity.blocks)
+        entries: tuple[_Measured, ...] = (*sensitivity.groups, *sensitivity.layers, *sensitivity.blocks)
         self.measure = "loss" if measure == "loss" or any(entry.kl is None for entry in entries) else "kl"
 
-        def value(entry: object) -> float:
-            found = getattr(entry, self.measure)
-            return max(float(found), 0.0)
+        def value(entry: _Measured) -> float:
+            return max(entry.loss if self.measure == "loss" or entry.kl is None else entry.kl, 0.0)
 
         points: dict[str, list[tuple[float, float]]] = {}
         for group in sensitivity.groups:
@@ -142,9 +143,9 @@ class Losses:
         )
 
 
-def _means(points: Iterable[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+def _means(points: Iterable[tuple[_Place, float]]) -> Sequence[tuple[_Place, float]]:
     """Mean value for each place, in ascending order of places."""
-    found: dict[float, list[float]] = {}
+    found: dict[_Place, list[float]] = {}
     for place, value in points:
         found.setdefault(place, []).append(value)
     return [(place, sum(values) / len(values)) for place, values in sorted(found.items())]

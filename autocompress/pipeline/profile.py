@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from pydantic import Field
 
 from autocompress.compress.artifact import layer_nodes
@@ -115,11 +113,13 @@ def cuttable(space: Space) -> frozenset[str]:
 
 def usual_criterion(space: Space) -> Criterion:
     """The criterion that the space names first for most groups; chance is none."""
-    offered = [c for choice in space.groups if "structured" in choice.strategy for c in choice.criterion]
+    offered: list[Criterion] = [
+        c for choice in space.groups if "structured" in choice.strategy for c in choice.criterion
+    ]
     offered += [row.criterion for row in space.allocation.rows]
-    counts = Counter(criterion for criterion in offered if criterion != "random")
+    known = [criterion for criterion in dict.fromkeys(offered) if criterion != "random"]
     # Of equally many the one that is named first.
-    return max(counts, key=counts.__getitem__) if counts else "magnitude"
+    return max(known, key=offered.count, default="magnitude")
 
 
 def without_effect(bench: Workbench, model: LatencyModelSummary | None) -> dict[str, tuple[str, ...]]:

@@ -28,9 +28,7 @@ def test_levels_are_as_good_as_the_best_of_all_combinations_that_the_limits_allo
     allowed = [
         made
         for made in itertools.product(*levels.values())
-        if all(
-            sum((n, k) in limit.choices for n, k in zip(names, made, strict=True)) <= limit.count for limit in limits
-        )
+        if all(sum((n, k) in limit.choices for n, k in zip(names, made, strict=True)) <= limit.most for limit in limits)
     ]
 
     def total(of: Any, made: Any) -> float:
