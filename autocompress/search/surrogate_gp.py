@@ -192,7 +192,8 @@ def believing(process: Process, inputs: np.ndarray, means: np.ndarray) -> Proces
 
 def one_thread() -> AbstractContextManager[Any]:
     """Linear algebra on one thread: for a few hundred rows more only wait, on cores that candidates train on."""
-    return _threads().limit(limits=1)
+    limited: AbstractContextManager[Any] = _threads().limit(limits=1)
+    return limited
 
 
 @cache

@@ -180,9 +180,10 @@ class SurrogateProposer:
         front = self._book.objectives(self._book.front)
         if not len(front):
             return [None] * len(hoped)
-        better = (front[None, :, :] + _MARGIN <= hoped[:, None, :]).all(axis=2)
+        better = np.all(front[None, :, :] + _MARGIN <= hoped[:, None, :], axis=2)
         first = np.argmin(np.where(better, front.sum(axis=1), np.inf), axis=1)
-        return [self._book.front[i] if any_ else None for i, any_ in zip(first, better.any(axis=1), strict=True)]
+        behind = np.any(better, axis=1)
+        return [self._book.front[i] if lost else None for i, lost in zip(first, behind, strict=True)]
 
     # --- what is known --------------------------------------------------------------------------------------------
 

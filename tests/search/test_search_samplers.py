@@ -9,7 +9,7 @@ import optuna
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from autocompress.search.samplers import GP, NSGA2, NSGA3, TPE, Random, SamplerConfig
+from autocompress.search.samplers import GP, NSGA2, NSGA3, TPE, Random, SamplerConfig, Surrogate
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(SamplerConfig)
 
@@ -22,6 +22,7 @@ ADAPTER: TypeAdapter[Any] = TypeAdapter(SamplerConfig)
         (TPE(startup_trials=3), optuna.samplers.TPESampler),
         (GP(startup_trials=3), optuna.samplers.GPSampler),
         (Random(), optuna.samplers.RandomSampler),
+        (Surrogate(), optuna.samplers.RandomSampler),  # for what a proposal leaves open
     ],
 )
 def test_every_sampler_proposes_for_two_constrained_objectives_reproducibly_and_silently(
@@ -52,6 +53,9 @@ def test_every_sampler_proposes_for_two_constrained_objectives_reproducibly_and_
         ({"kind": "nsga2", "population_size": 1}, "greater than or equal to 2"),
         ({"kind": "nsga2", "population_size": "12"}, "valid integer"),
         ({"kind": "random", "seed": 3}, "Extra inputs are not permitted"),
+        ({"kind": "surrogate", "candidates": 10}, "greater than or equal to 64"),
+        ({"kind": "surrogate", "exploration": 1.5}, "less than or equal to 1"),
+        ({"kind": "auto", "population_size": 4}, "Extra inputs are not permitted"),
         ({}, "Unable to extract tag"),
     ],
 )
