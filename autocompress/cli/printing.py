@@ -180,8 +180,7 @@ def _print_search(search: SearchSummary, out: Console) -> None:
     """Who proposed, the rungs, and where the time went."""
     if words := sampler_words(search):
         out.print(f"sampler   {escape(words)}", soft_wrap=True)
-    below = [r for r in search.rungs[:-1] if r.judged]
-    for rung in below:
+    for rung in (r for r in search.rungs if not r.last):
         tau = f", Kendall tau {rung.tau:.2f} with full recovery" if rung.tau is not None else ""
         out.print(
             f"rung {rung.rung:<3}  {rung.epochs:g} epochs: {rung.judged} judged, {rung.promoted} went on, "

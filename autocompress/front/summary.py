@@ -38,6 +38,7 @@ class RungSummary(Record):
         tau: Kendall's tau of this rung's order with that of full recovery, among pairs of like latency; None without a
             pair, and at the last rung. See `autocompress.search.rungs.Ladder.tau`.
         pairs: that `tau` rests on.
+        last: whether a candidate is complete that was judged there.
     """
 
     rung: int
@@ -49,6 +50,7 @@ class RungSummary(Record):
     seconds: float | None = None
     tau: float | None = None
     pairs: int = 0
+    last: bool = False
 
 
 class SearchSummary(Record):
@@ -67,7 +69,7 @@ class SearchSummary(Record):
         time_s: that it may take; None for as long as its candidates do.
         parts: worker-seconds by part.
         shares: part -> share of them; they sum to 1.
-        rungs: the first to the last.
+        rungs: the first to the highest at which a candidate was judged.
         log: what the search decided by itself.
         trace: hypervolume and time whenever a candidate was judged or ended.
     """
@@ -182,4 +184,5 @@ def _rung(trials: Sequence[TrialRecord], fidelity: Fidelity, ladder: Ladder) -> 
         seconds=statistics.median(seconds) if seconds else None,
         tau=tau if pairs else None,
         pairs=pairs,
+        last=bool(last),
     )

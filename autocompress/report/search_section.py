@@ -56,7 +56,7 @@ def search_section(summary: SearchSummary, trials: Sequence[TrialRecord]) -> Htm
         tag("p", box, class_="note"),
         tag("div", id="hypervolume", class_="plot low", role="img", aria_label="Hypervolume over time"),
         time,
-        _rungs(summary.rungs) if len(summary.rungs) > 1 else None,
+        _rungs(summary.rungs) if any(not rung.last for rung in summary.rungs) else None,
         _messages(summary.log.messages),
         _failures(trials),
     )
@@ -84,17 +84,17 @@ def _rungs(rungs: Sequence[RungSummary]) -> Html:
     rows = [
         tag(
             "tr",
-            tag("th", "last" if rung is rungs[-1] else str(rung.rung), scope="row"),
+            tag("th", "last" if rung.last else str(rung.rung), scope="row"),
             tag("td", f"{rung.epochs:g}", class_="num"),
             tag("td", str(rung.judged), class_="num"),
             *(
-                tag("td", "" if rung is rungs[-1] else str(n), class_="num")
+                tag("td", "" if rung.last else str(n), class_="num")
                 for n in (rung.promoted, rung.stopped, rung.waiting)
             ),
             tag("td", duration(rung.seconds) if rung.seconds is not None else "", class_="num"),
             tag(
                 "td",
-                f"{rung.tau:.2f}" if rung.tau is not None else "" if rung is rungs[-1] else "not known",
+                f"{rung.tau:.2f}" if rung.tau is not None else "" if rung.last else "not known",
                 tag("span", f"{rung.pairs} pairs of like latency", class_="sub") if rung.tau is not None else None,
                 class_="num",
             ),

@@ -105,7 +105,7 @@ SEARCH = SearchSummary(
     shares={"recover": 0.75, "measure": 0.25},
     rungs=(
         RungSummary(rung=0, epochs=0.0, judged=36, promoted=14, waiting=2, stopped=20, seconds=4.0, tau=0.51, pairs=9),
-        RungSummary(rung=1, epochs=0.25, judged=12, seconds=20.0),
+        RungSummary(rung=1, epochs=0.25, judged=12, seconds=20.0, last=True),
     ),
     log=SearchLog(sampler="surrogate", why="auto: slow [candidates]", messages=("0 epochs rank well",)),
 )

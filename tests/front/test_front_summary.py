@@ -122,6 +122,11 @@ def test_the_order_of_a_rung_is_held_against_full_recovery_where_that_is_known(s
     assert [r.tau for r in early.rungs] == [None, None]
 
 
+def test_the_highest_rung_is_the_last_only_once_a_candidate_is_complete(summary: SearchSummary) -> None:
+    assert [r.last for r in summary.rungs] == [False, False, True]
+    assert [r.last for r in summarize(TRIALS[4:6], BASELINE, PAIR).rungs] == [False, False]
+
+
 def test_a_search_without_rungs_has_one_and_without_trials_none() -> None:
     assert [r.judged for r in summarize([trial(0, "complete", full=0.9)], BASELINE, PAIR).rungs] == [1]
     empty = summarize([], BASELINE, PAIR)
