@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from runs import Candidate, Run, Step, checkpoints, chosen
@@ -23,7 +23,7 @@ class Recorder:
     """Takes down judgements; the clock begins when it is made.
 
     Attributes:
-        began: when, by the wall clock.
+        began: when, by the wall clock, in local time.
         fronts: checkpoint in minutes -> keys, where the arm has a rule of its own for what it returns; filled by it.
         preparation_s: set by the arm.
         notes: added to by the arm.
@@ -31,7 +31,7 @@ class Recorder:
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
-        self.began = datetime.now(UTC)
+        self.began = datetime.now()  # as the ledger tells its times
         self.fronts: dict[float, tuple[str, ...]] = {}
         self.preparation_s = 0.0
         self.notes: list[str] = []

@@ -72,6 +72,7 @@ def main() -> None:
         if runs:
             outcomes[work.name] = Outcome(runs, finals_of(options.results, work).values)
     text = page(outcomes, options.results)
+    options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "results.md").write_text(text)
     sys.stdout.write(text)
 
