@@ -26,9 +26,11 @@ NEGLIGIBLE = 0.002
 #: to 66% beyond.
 HOPELESS = 2.0
 #: Budgets by which these places are sought.
-_COARSE = 12
+_COARSE, _HALVINGS = 12, 4
 #: How near to its budget a solution has to come, as a share; and how often the budget is corrected.
 _NEAR, _CORRECTIONS = 0.02, 3
+#: How far from its budget a solution may be at most, likewise; beyond it counts twice.
+_FAR = 0.2
 #: Share of the least loss that a solution may exceed it by: losses are known far less exactly.
 _GAP = 1e-3
 #: The dense network comes after so many others: it is known already.
@@ -201,8 +203,8 @@ def knapsack(items: Items, budgets: int) -> Solved:
     state = begin
     for budget in _geometric(items.share(begin), items.share(end), budgets):
         state = _within(items, state, budget) or state
-        if state != slowest:
-            found.setdefault(items.plan(state), items.share(state))
+        found.setdefault(items.plan(state), items.share(state))
+    found.pop(items.plan(slowest), None)
     words = "divergence from the dense model" if items.guide.losses.measure == "kl" else "increase of the loss"
     note = f"{len(found)} seeds by budget: least {words} at {budgets} latencies; {items.guide.latency_words}"
     return Solved(tuple((f"budget-{share:.3f}", plan) for plan, share in found.items()), (note,))
@@ -210,19 +212,32 @@ def knapsack(items: Items, budgets: int) -> Solved:
 
 def _worthwhile(items: Items, cheapest: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
     """The fastest levels that lose as good as nothing, and the fastest that are not beyond hope."""
-    begin = end = state = items.dense
     most = HOPELESS if items.guide.losses.measure == "kl" else float("inf")
-    for budget in _geometric(items.share(state), items.share(cheapest), _COARSE)[1:]:
-        state = _within(items, state, budget) or cheapest
-        if items.loss(state) <= NEGLIGIBLE:
-            begin = state
-        if items.loss(state) <= most:
-            end = state
-    return begin, cheapest if end == begin else end
+    steps = _geometric(items.share(items.dense), items.share(cheapest), _COARSE)
+    chain = [items.dense]
+    for budget in steps[1:]:
+        chain.append(_within(items, chain[-1], budget) or cheapest)
+
+    def fastest(limit: float) -> dict[str, int]:
+        best = min((state for state in chain if items.loss(state) <= limit), key=items.share)
+        slow = items.share(best)
+        fast = next((step for step in steps if step < slow), slow)
+        if fast < slow:
+            for _ in range(_HALVINGS):
+                middle = (slow * fast) ** 0.5
+                state = _within(items, best, middle)
+                if state is not None and items.loss(state) <= limit:
+                    best, slow = state, middle
+                else:
+                    fast = middle
+        return best
+
+    begin, end = fastest(NEGLIGIBLE), fastest(most)
+    return begin, end if items.share(end) < items.share(begin) else cheapest
 
 
-def _within(items: Items, start: dict[str, int], budget: float) -> dict[str, int] | None:
-    """The levels that lose least with a predicted latency near the budget; None if it cannot be reached."""
+def _within(items: Items, start: dict[str, int], budget: float, *, again: bool = True) -> dict[str, int] | None:
+    """The levels that lose least with a predicted latency near the budget; None if none are found near it."""
     costs, here = items.linear(start), items.share(start)
     best: dict[str, int] | None = None
     gap = float("inf")
@@ -240,7 +255,10 @@ def _within(items: Items, start: dict[str, int], budget: float) -> dict[str, int
         if away <= _NEAR:
             break
         wanted += budget - reached
-    return best
+    if gap <= _FAR:
+        return best
+    # Sums around a place so far away tell little: once more, from where they led.
+    return _within(items, best, budget, again=False) if again and best is not None else None
 
 
 def _cheapest(items: Items) -> dict[str, int]:
