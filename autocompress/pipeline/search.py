@@ -26,6 +26,10 @@ from autocompress.search.rungs import fidelities
 from autocompress.search.settings import SearchSettings
 
 
+#: Seeds at most, unless a person names more plans: after so many, what was learnt from them finds better ones.
+_SEEDS = 16
+
+
 def open_ledger(study: Study, *, create: bool = True) -> Ledger:
     """The study's ledger: a journal in its folder, or the database that it names."""
     storage = study.search.storage
@@ -96,7 +100,8 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
     study, report = bench.study, reporter()
     ledger = open_ledger(study)
     already = ledger.count(*ENDED)
-    spent_s = _spent_s(bench, ledger)
+    log = _Log(bench.folder)
+    spent_s = max(log.seconds("search"), _busy_s(bench, ledger))
     late = study.search.time_s is not None and spent_s >= study.search.time_s
     if already >= study.search.trials or (late and already):
         over = f"its {study.search.time_s:g} s are over" if late else "all are there"
@@ -104,7 +109,6 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
         return ledger.trials()
     size = bench.space.describe().splitlines()[0]
     report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials; {size}")
-    log = _Log(bench.folder)
     began = time.monotonic()
     guide = study_guide(bench, profile)
     seeds = _seeds(bench, profile, guide, ledger)
@@ -116,37 +120,40 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
         state = search_state(study, bench.prepared.baseline, ledger.trials(), time.monotonic() - began)
         report.searched(state.model_copy(update={"left_s": _left_s(study, state, already, spent_s)}))
 
-    search(
-        bench.space,
-        evaluator_of(bench),
-        SearchSettings(
-            trials=study.search.trials,
-            folder=bench.folder.root,
-            workers=study.search.workers,
-            sampler=study.search.sampler,
-            seed=derive_seed(study.seed, "search"),
-            rungs=fidelities(study.search.ladder),
-            reduction=study.search.reduction,
-            bands=study.search.bands,
-            time_s=study.search.time_s,
-            spent_s=spent_s,
-            timeout_s=study.search.timeout_s,
-            memory_gb=study.search.memory_gb,
-            max_failures=study.search.max_failures,
-        ),
-        ledger,
-        told,
-        problem=Problem(
-            objectives=study.objectives,
-            dense=baseline_values(bench.prepared.baseline, "validation"),
-            metrics=study.metrics,
-            bounds=study.bounds,
-            guide=guide,
-        ),
-        seeds=seeds,
-        on_message=log.say,
-        on_choice=log.choose,
-    )
+    try:
+        search(
+            bench.space,
+            evaluator_of(bench),
+            SearchSettings(
+                trials=study.search.trials,
+                folder=bench.folder.root,
+                workers=study.search.workers,
+                sampler=study.search.sampler,
+                seed=derive_seed(study.seed, "search"),
+                rungs=fidelities(study.search.ladder),
+                reduction=study.search.reduction,
+                bands=study.search.bands,
+                time_s=study.search.time_s,
+                spent_s=spent_s,
+                timeout_s=study.search.timeout_s,
+                memory_gb=study.search.memory_gb,
+                max_failures=study.search.max_failures,
+            ),
+            ledger,
+            told,
+            problem=Problem(
+                objectives=study.objectives,
+                dense=baseline_values(bench.prepared.baseline, "validation"),
+                metrics=study.metrics,
+                bounds=study.bounds,
+                guide=guide,
+            ),
+            seeds=seeds,
+            on_message=log.say,
+            on_choice=log.choose,
+        )
+    finally:
+        log.spend("search", time.monotonic() - began)
     # What was not promoted is never trained further; finalists begin anew.
     shutil.rmtree(bench.folder.root / "checkpoints", ignore_errors=True)
     return ledger.trials()
@@ -156,13 +163,15 @@ def _seeds(
     bench: Workbench, profile: Profile, guide: PlanGuide, ledger: Ledger
 ) -> list[tuple[str, dict[str, ParamValue]]]:
     """What the search begins with, at most half of its trials; nothing new once trials were proposed."""
+    search = bench.study.search
     if any(t.origin == "sampler" for t in ledger.trials()):
         return []
-    return seed_points(bench, profile, guide)[: max(1, (bench.study.search.trials + 1) // 2)]
+    most = max(_SEEDS, len(search.seeds.plans))
+    return seed_points(bench, profile, guide)[: min(most, (search.trials + 1) // 2)]
 
 
-def _spent_s(bench: Workbench, ledger: Ledger) -> float:
-    """Seconds of earlier runs in which a trial ran."""
+def _busy_s(bench: Workbench, ledger: Ledger) -> float:
+    """Seconds of earlier runs in which a trial ran: all that is known of a run whose driver was killed."""
     study = bench.study
     points = trace(ledger.trials(), bench.prepared.baseline, study.objectives, study.metrics)
     return points[-1].seconds if points else 0.0
@@ -195,9 +204,13 @@ class _Log:
         reporter().stage("search", choice.why)
         self._keep(sampler=choice.config.kind, why=choice.why)
 
+    def seconds(self, part: str) -> float:
+        """Wall time of a part over all runs so far."""
+        return self._log.seconds.get(part, 0.0)
+
     def spend(self, part: str, seconds: float) -> None:
-        """Wall time of a part outside of the candidates."""
-        self._keep(seconds={**self._log.seconds, part: self._log.seconds.get(part, 0.0) + seconds})
+        """Wall time of this run, of a part."""
+        self._keep(seconds={**self._log.seconds, part: self.seconds(part) + seconds})
 
     def _keep(self, **changes: object) -> None:
         self._log = self._log.model_copy(update=changes)

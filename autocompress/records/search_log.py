@@ -15,14 +15,12 @@ class SearchLog(Record):
     Attributes:
         sampler: kind of what proposes, such as ``"surrogate"``; empty before the first proposal.
         why: why that one, in words, such as ``"auto: 40 candidates of about 6 s each"``; empty if the study names it.
-        rungs: epochs of the rungs below the last that candidates pass, rising, as the search ended up with them.
         messages: what else a reader should know, in the order in which it was said, each once: a first rung that was
             lengthened, a sampler that raised and was replaced, a budget that ran out.
-        seconds: part of the search outside of its candidates -> wall time over all runs, such as ``"seeds"``.
+        seconds: wall time over all runs: ``"seeds"``, of finding them; ``"search"``, from the first candidate's begin on.
     """
 
     sampler: str = ""
     why: str = ""
-    rungs: tuple[float, ...] = ()
     messages: tuple[str, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)

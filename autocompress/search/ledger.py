@@ -74,14 +74,14 @@ class Candidate(Record):
     Attributes:
         attempts: how often its process was started, this time included.
         begin: the rung after those that it has passed.
-        proposed: by the sampler; seeds are not.
+        own: a person asked for it, so that it is built whatever a model says of it.
     """
 
     number: int
     plan: Plan
     attempts: int
     begin: int = 0
-    proposed: bool = True
+    own: bool = False
 
 
 class Ledger:
@@ -283,7 +283,7 @@ class Ledger:
             plan=plan,
             attempts=attempts,
             begin=rungs[-1].fidelity.rung + 1 if rungs else 0,
-            proposed=attrs.get("origin", "sampler") == "sampler",
+            own=attrs.get("origin", "").startswith("seed:plan-"),
         )
 
     # --- telling ------------------------------------------------------------------------------------------------

@@ -60,5 +60,5 @@ class Proposer(Protocol):
         ...
 
     def hopeless(self, plan: Plan, trials: Sequence[TrialRecord]) -> str | None:
-        """Why the plan need not be built: it is predicted to lie far behind the front. None to build it."""
+        """Why the plan need not be built, or trained further: it is predicted to be no use. None to go on with it."""
         ...

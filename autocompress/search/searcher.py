@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from autocompress.errors import SearchError
-from autocompress.records import TrialRecord, starts_untrained
+from autocompress.records import Plan, TrialRecord, starts_untrained
 from autocompress.search.ledger import Candidate, Ledger, SearchSpace
 from autocompress.search.problem import Proposer
 from autocompress.search.rungs import Ladder
@@ -133,7 +133,7 @@ class LedgerSearcher(Searcher):
                 self._good.add(trial.number)
                 self._on_trial(trial)
                 self._check()
-                if not self.late and next(iter(self._ready()), None) == trial.number:
+                if not self.late and self._following() == trial.number:
                     self._ledger.promote(trial.number)
                     return True
             else:
@@ -181,9 +181,9 @@ class LedgerSearcher(Searcher):
             asked: Candidate | TrialRecord | None
             if self._again:
                 asked = self._ledger.take_up(self._again.popleft(), self._space)
-            elif ready := self._ready():
-                self._ledger.promote(ready[0])
-                asked = self._ledger.take_up(ready[0], self._space)
+            elif (number := self._following()) is not None:
+                self._ledger.promote(number)
+                asked = self._ledger.take_up(number, self._space)
             elif self._begun < self._settings.trials:
                 asked = self._new()
             else:
@@ -213,14 +213,28 @@ class LedgerSearcher(Searcher):
             return self._ledger.tell(asked.number, known.model_dump(mode="json"))
         if twin is not None:
             why = f"repeat: the same network as trial {twin.number}"
-        elif self._proposer is not None and asked.proposed:
-            hopeless = self._proposer.hopeless(asked.plan, self._ledger.trials())
-            why = None if hopeless is None else f"hopeless: {hopeless}"
+        elif self._proposer is not None and not asked.own:
+            why = self._hopeless(asked.plan)
         self._proposed_s[asked.number] = time.perf_counter() - began
         if why is None:
             return asked
         self._on_trial(self._ledger.stop(asked.number, why))
         return None
+
+    def _following(self) -> int | None:
+        """The paused trial that goes on next; those of no use are closed on the way."""
+        while ready := self._ready():
+            trial = self._ledger.record(ready[0])
+            why = self._hopeless(trial.plan) if trial.plan is not None else None
+            if why is None:
+                return trial.number
+            self._on_trial(self._ledger.stop(trial.number, why))
+        return None
+
+    def _hopeless(self, plan: Plan) -> str | None:
+        """Why a plan is stopped though it could go on, as far as the proposer knows."""
+        why = self._proposer.hopeless(plan, self._ledger.trials()) if self._proposer is not None else None
+        return None if why is None else f"hopeless: {why}"
 
     def _ready(self) -> list[int]:
         """Paused trials that may go on, the most useful first; those that check the first rung come last."""

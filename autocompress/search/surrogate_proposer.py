@@ -141,15 +141,17 @@ class SurrogateProposer:
         return self._drawn(rng) if found is None else found
 
     def hopeless(self, plan: Plan, trials: Sequence[TrialRecord]) -> str | None:
-        """Why a plan need not be built, in words; None to build it.
+        """Why a plan need not be built, or trained any further, in words; None to do so.
 
-        It is hopeless if a member of the front is better by 0.02 of the box in every objective than the plan is if each
-        is two standard deviations better than predicted; never before twelve trials are complete, never for a plan that
+        Let each objective be two standard deviations better than predicted, from what its trial was judged at lower
+        rungs, if it was. The plan is hopeless if it lies outside of the box even so, once six trials are complete; or
+        if a member of the front is better by 0.02 of the box in every objective, once twelve are. Never for a plan that
         brings the model nothing to go by, and never where a trial takes less than 0.2 s, as nothing would be saved.
         """
         self._read(trials)
-        complete = sum(LAST in row.levels for row in self._rows())
-        if complete < _CERTAIN_AFTER or self._trial_s() < _WORTHWHILE_S:
+        rows = self._rows()
+        complete = sum(LAST in row.levels for row in rows)
+        if complete < _CERTAIN_AFTER // 2 or self._trial_s() < _WORTHWHILE_S:
             return None
         known, costs = ask_guide(self._problem.guide, plan, self._axes)
         params: dict[str, ParamValue] | None = None
@@ -161,16 +163,21 @@ class SurrogateProposer:
             if self._model is None or self._model.results < complete // 2:
                 self._fit(np.random.default_rng(derive_seed(self._seed, "hopeless", len(trials))))
             model = self._model
-            if model is None or model.results < _CERTAIN_AFTER // 2:
+            if model is None or model.results < _CERTAIN_AFTER // 4:
                 return None
-            means, stds = model.predict(self._fitter.features([(known, params or {})]), costs[None])
-        ahead = self._ahead(means, stds)[0]
+            own = [row for row in rows if row.key == plan.key and row.levels and row.open][:1]
+            measured = measured_of(own, len(self._axes)) if own else None
+            means, stds = model.predict(self._fitter.features([(known, params or {})]), costs[None], measured)
+        names, hoped = self._problem.objectives, means - _OPTIMISM * stds
+        told = f"predicted {_words(names, means[0])}, at best {_words(names, hoped[0])}"
+        if self._outside(means, stds)[0]:
+            return f"{told}, outside of the box (shares of it, less is better)"
+        ahead = self._ahead(means, stds)[0] if complete >= _CERTAIN_AFTER else None
         if ahead is None:
             return None
-        names, hoped = self._problem.objectives, means - _OPTIMISM * stds
         return (
-            f"predicted {_words(names, means[0])}, at best {_words(names, hoped[0])}, behind trial {ahead.number} with "
-            f"{_words(names, ahead.levels[LAST])} (shares of the box, less is better)"
+            f"{told}, behind trial {ahead.number} with {_words(names, ahead.levels[LAST])} (shares of the box, less is "
+            "better)"
         )
 
     def _ahead(self, means: np.ndarray, stds: np.ndarray) -> list[Row | None]:
@@ -184,6 +191,15 @@ class SurrogateProposer:
         first = np.argmin(np.where(better, front.sum(axis=1), np.inf), axis=1)
         behind = np.any(better, axis=1)
         return [self._book.front[i] if lost else None for i, lost in zip(first, behind, strict=True)]
+
+    def _outside(self, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+        """Which candidates lie outside of the box even if all is better than predicted; shape (n,)."""
+        m = len(self._problem.objectives)
+        return np.any(means[:, :m] - _OPTIMISM * stds[:, :m] >= 1.0, axis=1)
+
+    def _lost(self, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+        """Which candidates are outside of the box or far behind the front; shape (n,)."""
+        return self._outside(means, stds) | np.array([row is not None for row in self._ahead(means, stds)], dtype=bool)
 
     # --- what is known --------------------------------------------------------------------------------------------
 
@@ -267,8 +283,8 @@ class SurrogateProposer:
             if not len(scores):
                 return None
             best = int(np.argmax(scores))
-            behind = self._ahead(self._pool.means[[best]], self._pool.stds[[best]])[0] is not None
-            if not (behind and again and self._trial_s() >= _WORTHWHILE_S):
+            lost = self._lost(self._pool.means[[best]], self._pool.stds[[best]])[0]
+            if not (lost and again and self._trial_s() >= _WORTHWHILE_S):
                 break
             self._draw(rng, _FEWEST_DRAWN)
         order = np.argsort(-scores, kind="stable")
@@ -286,8 +302,8 @@ class SurrogateProposer:
         if not told:
             return None
         inputs = self._fitter.features([(known, drawn.params) for drawn, known, _ in told])
-        ahead = self._ahead(*self._model.predict(inputs, np.stack([costs for *_, costs in told])))
-        return next((drawn.params for (drawn, *_), row in zip(told, ahead, strict=True) if row is None), None)
+        lost = self._lost(*self._model.predict(inputs, np.stack([costs for *_, costs in told])))
+        return next((drawn.params for (drawn, *_), no in zip(told, lost, strict=True) if not no), None)
 
     def _score(self) -> np.ndarray:
         """Expected improvement of every candidate of the pool over the front and over what is on its way to it."""

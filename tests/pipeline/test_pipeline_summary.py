@@ -43,7 +43,7 @@ def judged(number: int, state: str, reason: str = "") -> TrialRecord:
 
 def test_a_summary_has_what_the_study_asks_for_and_what_its_search_wrote_down(tmp_path: Path) -> None:
     study = study_in(tmp_path, trials=9, workers=2, time_s=60.0)
-    log = SearchLog(sampler="surrogate", why="auto: few", rungs=(0.0,), messages=("hello",), seconds={"seeds": 2.0})
+    log = SearchLog(sampler="surrogate", why="auto: few", messages=("hello",), seconds={"seeds": 2.0})
     trials = (judged(0, "paused"), judged(1, "stopped", "rung: no"))
     assert search_summary(study, BASELINE, trials).log == SearchLog()
     write_record(StudyFolder(study.folder).search_log, log)

@@ -447,12 +447,21 @@ def test_a_plan_far_behind_the_front_is_hopeless_in_words(guided: bool) -> None:
 def test_nothing_is_hopeless_that_may_join_the_front_or_of_which_little_is_known() -> None:
     proposer = frozen(Surrogate(), problem())
     trials = [row(i, {"keep": k, "bits": 8}) for i, k in enumerate(range(8, 65, 4))]
-    for keep in (6, 14, 34, 50):
+    for keep in (14, 26, 34, 50):
         assert proposer.hopeless(SPACE.plan({"keep": keep, "bits": 8}), trials) is None
     early = frozen(Surrogate(), problem())
     assert early.hopeless(SPACE.plan({"keep": 35, "bits": 32}), trials[:11]) is None
     unknown = frozen(Surrogate(), problem(guided=False))
     assert unknown.hopeless(SPACE.plan({"keep": 35, "bits": 32}), trials) is None  # no parameters to go by
+
+
+def test_what_lies_outside_of_the_box_is_hopeless_once_six_trials_are_complete() -> None:
+    trials = [row(i, {"keep": k, "bits": 8}) for i, k in enumerate(range(8, 65, 8))]
+    asked = row(99, {"keep": 6, "bits": 8}, "paused", rungs=1)
+    why = frozen(Surrogate(), problem()).hopeless(asked.plan, [*trials, asked])  # type: ignore[arg-type]
+    assert why is not None
+    assert why.endswith("outside of the box (shares of it, less is better)")
+    assert frozen(Surrogate(), problem()).hopeless(asked.plan, [*trials[:5], asked]) is None  # type: ignore[arg-type]
 
 
 def test_what_did_not_count_sets_nobody_back() -> None:
