@@ -195,11 +195,13 @@ class SurrogateProposer:
     def _outside(self, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
         """Which candidates lie outside of the box even if all is better than predicted; shape (n,)."""
         m = len(self._problem.objectives)
-        return np.any(means[:, :m] - _OPTIMISM * stds[:, :m] >= 1.0, axis=1)
+        found: np.ndarray = np.any(means[:, :m] - _OPTIMISM * stds[:, :m] >= 1.0, axis=1)
+        return found
 
     def _lost(self, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
         """Which candidates are outside of the box or far behind the front; shape (n,)."""
-        return self._outside(means, stds) | np.array([row is not None for row in self._ahead(means, stds)], dtype=bool)
+        behind = np.array([row is not None for row in self._ahead(means, stds)], dtype=bool)
+        return np.logical_or(self._outside(means, stds), behind)
 
     # --- what is known --------------------------------------------------------------------------------------------
 

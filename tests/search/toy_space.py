@@ -29,4 +29,3 @@ class ToySpace:
 
     def size(self) -> float:
         return 2.1
-
