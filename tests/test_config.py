@@ -341,11 +341,9 @@ def test_kept_study_is_found_by_name_and_asks_for_its_database_again(folder: Pat
 
 def test_identity_leaves_out_what_does_not_change_values(folder: Path) -> None:
     old = load_study("study.yaml")
-    same = load_study(
-        "study.yaml",
-        ["output=elsewhere", "search.trials=1", "search.workers=2", "search.timeout_s=1", "search.memory_gb=1"]
-        + ["search.seeds.budgets=3", "search.seeds.warm_start=other"],
-    )
+    budget = ["trials=1", "time_s=9.0", "workers=2", "timeout_s=1", "memory_gb=1", "reduction=4", "bands=2"]
+    begin = ["seeds.budgets=3", "seeds.warm_start=other"]
+    same = load_study("study.yaml", ["output=elsewhere", *(f"search.{setting}" for setting in [*budget, *begin])])
     assert diff(old.identity(), same.identity()) == ""
     new = load_study("study.yaml", ["search.recovery_epochs=1.0", "objectives=[accuracy]"])
     assert diff(old.identity(), new.identity()) == (

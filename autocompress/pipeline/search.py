@@ -25,7 +25,6 @@ from autocompress.search.problem import Problem
 from autocompress.search.rungs import fidelities
 from autocompress.search.settings import SearchSettings
 
-
 #: Seeds at most, unless a person names more plans: after so many, what was learnt from them finds better ones.
 _SEEDS = 16
 

@@ -17,7 +17,7 @@ class SearchLog(Record):
         why: why that one, in words, such as ``"auto: 40 candidates of about 6 s each"``; empty if the study names it.
         messages: what else a reader should know, in the order in which it was said, each once: a first rung that was
             lengthened, a sampler that raised and was replaced, a budget that ran out.
-        seconds: wall time over all runs: ``"seeds"``, of finding them; ``"search"``, from the first candidate's begin on.
+        seconds: wall time over all runs: ``"seeds"``, of finding them; ``"search"``, of everything after that.
     """
 
     sampler: str = ""

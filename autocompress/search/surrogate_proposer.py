@@ -201,7 +201,8 @@ class SurrogateProposer:
     def _lost(self, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
         """Which candidates are outside of the box or far behind the front; shape (n,)."""
         behind = np.array([row is not None for row in self._ahead(means, stds)], dtype=bool)
-        return np.logical_or(self._outside(means, stds), behind)
+        found: np.ndarray = np.logical_or(self._outside(means, stds), behind)
+        return found
 
     # --- what is known --------------------------------------------------------------------------------------------
 
