@@ -80,7 +80,7 @@ BAD_STUDIES = [
     (
         "  trials: 24",
         "  trails: 24",
-        "study.yaml:11: search.trails: expected one of the keys trials, workers, sampler,",
+        "study.yaml:11: search.trails: expected one of the keys trials, time_s, workers,",
     ),
     ("  trials: 24", "  trails: 24", "(did you mean 'trials'?), got 'trails'"),
     (

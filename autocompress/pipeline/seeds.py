@@ -163,7 +163,9 @@ def ordered(
     first = collected.valid(own)
     dense = collected.valid([("dense", space.plan(space.dense()))])
     warm = spread(collected.valid(earlier), _share)
-    chosen = spread(collected.valid(solved.plans), _share)
+    slowest, *faster = collected.valid(solved.plans) or [None]
+    # What loses as good as nothing is worth having before all else; then the whole range.
+    chosen = [*([slowest] if slowest else []), *spread(faster, _share)]
     simple: list[Seed] = []
     if uniform:
         # In the space's own order: the most useful first; each four of them spread.
