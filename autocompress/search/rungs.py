@@ -20,7 +20,7 @@ from typing import NamedTuple
 import moocore
 import numpy as np
 
-from autocompress.records import MAXIMIZED, Bound, Fidelity, TrialRecord
+from autocompress.records import MAXIMIZED, Bound, Fidelity, Plan, TrialRecord, starts_untrained
 from autocompress.search.problem import Problem
 
 #: Two candidates whose latencies are within this factor of each other are compared by the check of a rung.
@@ -55,22 +55,26 @@ class Ladder:
         """Index of the last rung."""
         return len(self.rungs) - 1
 
-    def first(self, begin: int, *, trained: bool) -> int:
+    def first(self, plan: Plan, begin: int) -> int:
         """Rung at which a new candidate is judged first.
 
+        Of one that is not trained at all every rung says the same; of fresh weights one without training says nothing.
+
         Args:
+            plan: of the candidate.
             begin: the first rung in use.
-            trained: whether it inherits trained weights; otherwise a rung without training tells nothing of it.
         """
-        if trained:
+        if not plan.trains:
+            return self.last
+        if not starts_untrained(plan):
             return begin
         return next((i for i in range(begin, self.last) if self.rungs[i].epochs > 0.0), self.last)
 
     def promotable(self, trials: Sequence[TrialRecord], *, begin: int = 0, final: bool = False) -> list[int]:
         """Numbers of paused trials that may go on, the most useful first.
 
-        In each band of a rung the best of every `reduction` candidates go on, those that went on already counted. The
-        highest rungs come first; within a rung, the band of which fewest went on.
+        In each band of a rung one of every `reduction` candidates goes on, those that went on already counted, if it is
+        among so many best. The highest rungs come first; within a rung, the band of which fewest went on.
 
         Args:
             trials: of the ledger.
@@ -89,10 +93,10 @@ class Ladder:
             ahead = {t.number for t in judged if _went_on(t, rung)}
             offers: list[tuple[int, int, int]] = []
             for band in self._bands(judged, rung):
-                quota = len(band) / self.reduction
+                quota = math.ceil(len(band) / self.reduction) if final else len(band) // self.reduction
                 gone = sum(row.number in ahead for row in band)
-                best = _best(band, math.ceil(quota) if final else math.floor(quota))
-                left = [number for number in best if number in waiting]
+                # Who is best changes with every newcomer: without the second condition nearly all would go on in turn.
+                left = [number for number in _best(band, quota) if number in waiting][: max(0, quota - gone)]
                 offers += [(gone + place, place, number) for place, number in enumerate(left)]
             found += [number for *_, number in sorted(offers)]
         return found

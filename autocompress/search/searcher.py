@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from autocompress.errors import SearchError
-from autocompress.records import Plan, TrialRecord, starts_untrained
+from autocompress.records import Plan, TrialRecord
 from autocompress.search.ledger import Candidate, Ledger, SearchSpace
 from autocompress.search.problem import Proposer
 from autocompress.search.rungs import Ladder
@@ -271,7 +271,7 @@ class LedgerSearcher(Searcher):
     def _request(self, candidate: Candidate) -> str:
         """One request for each rung that is left."""
         rungs = self._ladder.rungs
-        first = max(candidate.begin, self._ladder.first(self._begin, trained=not starts_untrained(candidate.plan)))
+        first = max(candidate.begin, self._ladder.first(candidate.plan, self._begin))
         requests = [
             {
                 "plan": candidate.plan.model_dump(mode="json"),

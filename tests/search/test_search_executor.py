@@ -157,6 +157,9 @@ def test_candidates_climb_rungs_and_only_those_at_the_top_are_complete(tmp_path:
     assert 2 <= len(complete) <= 8
     for t in trials:
         rungs = [r.fidelity.rung for r in t.rungs]
+        if t.params["keep"] == 64:  # the dense network, which is not trained
+            assert (t.state, rungs) == ("complete", [])
+            continue
         assert rungs == [0, 1] if t.state == "complete" else rungs in ([0], [0, 1])
         assert all(r.judged is not None and r.values["latency_ms"].value == t.params["keep"] / 64 for r in t.rungs)
         assert t.reason == "" or t.reason.startswith("rung: not among the best of like latency after")
@@ -167,7 +170,7 @@ def test_candidates_climb_rungs_and_only_those_at_the_top_are_complete(tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "evaluations").read_text().splitlines()]
     ran = [(line["ended"], line["rung"]) for line in lines if "ended" in line]
     assert len(ran) == len(set(ran)) == sum(len(t.rungs) for t in trials) + len(complete)
-    states = [state for number, state in told if number == complete[0].number]
+    states = [state for number, state in told if number == complete[1].number]
     assert [*states[:2], states[-1]] == ["running", "paused", "complete"]
     assert run(tmp_path, 12, rungs=fidelities((0.0, 0.5, 2.0))) == trials
 

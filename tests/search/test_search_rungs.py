@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_evaluator import measurement
 
-from autocompress.records import Bound, Estimate, Measurement, Plan, RungResult, TrialRecord
+from autocompress.records import (
+    Bound,
+    ChannelCut,
+    Estimate,
+    FromScratch,
+    LayerBits,
+    Measurement,
+    Plan,
+    RungResult,
+    TrialRecord,
+)
 from autocompress.search.problem import Problem
 from autocompress.search.rungs import Ladder, best_first, fidelities
 
@@ -87,11 +97,27 @@ def test_higher_rungs_come_first_and_rungs_out_of_use_hold_nobody_back() -> None
     assert set(rungs.promotable([*low, *high], begin=1)) == {5, 0, 1, 2}
 
 
-def test_fresh_weights_are_not_judged_without_training() -> None:
+CUT = (ChannelCut(group="g", keep=8, criterion="magnitude"),)
+
+
+def test_fresh_weights_are_not_judged_without_training_nor_trained_ones_again_and_again() -> None:
     rungs = ladder(0.0, 0.25, 1.0)
-    assert rungs.first(0, trained=True) == 0
-    assert rungs.first(0, trained=False) == 1
-    assert ladder(0.0, 1.0).first(0, trained=False) == 1
+    assert rungs.first(Plan(cuts=CUT), 0) == 0
+    assert rungs.first(Plan(cuts=CUT), 1) == 1
+    assert rungs.first(Plan(cuts=CUT, schedule=FromScratch()), 0) == 1
+    assert ladder(0.0, 1.0).first(Plan(cuts=CUT, schedule=FromScratch()), 0) == 1
+    # What is only quantized is never trained: its first value is its last.
+    assert rungs.first(Plan(bits=(LayerBits(layer="l", bits=8),)), 0) == 2
+
+
+def test_newcomers_that_change_who_is_best_do_not_let_all_go_on_in_turn() -> None:
+    # All on one front: whoever adds most hypervolume changes with every candidate.
+    front = [(0.5 + 0.04 * n, 0.3 + 0.06 * n) for n in range(9)]
+    states: dict[int, str] = {}
+    for count in range(1, 10):
+        trials = [trial(n, front[n], state=states.get(n, "paused")) for n in range(count)]
+        states |= dict.fromkeys(ladder(0.0, 1.0, bands=1).promotable(trials), "running")
+    assert len(states) == 3
 
 
 def full_trials(order: list[float]) -> list[TrialRecord]:

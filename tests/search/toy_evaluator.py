@@ -58,7 +58,7 @@ def build(
             # A rung without training sees the accuracy of an even number of channels only.
             values["accuracy"] -= 0.2 if keep % 2 else 0.1
         answer = act(fault, values) if fault else None
-        note(json.dumps({"ended": keep, "pid": os.getpid(), "rung": request["fidelity"]["rung"]}))
+        note(json.dumps({"ended": keep, "pid": os.getpid(), "rung": request.get("fidelity", {}).get("rung")}))
         if answer is not None:
             return answer
         if request.get("partial"):
