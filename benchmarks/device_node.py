@@ -87,7 +87,7 @@ class Taking(Silent):
 def study(output: Path, name: str, trials: int, node: dict[str, str]) -> Study:
     """Handwritten digits, a short search."""
     overrides = [f"name={name}", f"output={output}", f"search.trials={trials}", "search.workers=2"]
-    overrides += ["search.max_failures=1.0", "finalists.count=2", "finalists.recovery_epochs=0.5"]
+    overrides += ["search.rungs=[]", "search.max_failures=1.0", "finalists.count=2", "finalists.recovery_epochs=0.5"]
     return Study.from_packaged("digits", [*overrides, f"target.node={json.dumps(node)}"])
 
 

@@ -188,6 +188,9 @@ class Evaluator:
 
     def _judge(self, plan: Plan, fidelity: Fidelity) -> RungResult:
         bench = self._bench
+        latency = self._predicted(plan)
+        if latency is None:
+            check_device(bench.study, bench.folder, bench.host)  # before minutes of training
         compressed = self._build(plan, fidelity, "validation")
         session = bench.target.prepare(compressed.model)
         started = time.monotonic()
@@ -195,7 +198,6 @@ class Evaluator:
         quality = bench.judge.values(outputs, targets, "validation")
         fair = self._fair(outputs, targets, "validation")
         judged = time.monotonic()
-        latency = self._predicted(plan)
         predicted = ("latency_ms",) if latency is not None else ()
         seconds: dict[str, float] = {}
         if latency is None:

@@ -11,6 +11,7 @@ import pytest
 from autocompress.config import Study
 from autocompress.errors import MeasurementError
 from autocompress.pipeline.prepare import prepare
+from autocompress.pipeline.profile import profile
 from autocompress.pipeline.progress import Silent, reporting_to
 from autocompress.pipeline.run import StudyRun
 from autocompress.pipeline.search import search_candidates
@@ -28,7 +29,7 @@ def study(folder, name, *, trials=3, wait=0.0, **target):
         task=f"{HERE / 'tiny.py'}:tiny",
         output=folder,
         target={"node": LABELS, "node_wait_s": wait, **target},
-        search={"trials": trials, "workers": 2, "recovery_epochs": 0.25, "max_failures": 1.0},
+        search={"trials": trials, "workers": 2, "recovery_epochs": 0.25, "rungs": (), "max_failures": 1.0},
         finalists={"count": 2, "recovery_epochs": 0.25},
     )
 
@@ -229,7 +230,7 @@ def measured(joined, tmp_path_factory):
                 nodes.remove()
 
     with reporting_to(Taking()):
-        taken = search_candidates(bench, lambda: None)
+        taken = search_candidates(bench, profile(bench), lambda: None)
     assert nodes.node is None
     return run, node_id, bench, taken
 
@@ -266,7 +267,8 @@ def test_a_device_taken_away_fails_what_is_left_with_the_reason_and_nothing_is_r
 
 def test_a_study_goes_on_only_once_its_device_is_back(measured, device):
     _, _, bench, trials = measured
-    again = search_candidates(prepare(bench.study.model_copy(update={"search": more(bench.study, 7)})), lambda: None)
+    longer = prepare(bench.study.model_copy(update={"search": more(bench.study, 7)}))
+    again = search_candidates(longer, profile(longer), lambda: None)
     assert len(again) == 7
     assert again[-1].state == "complete"
     assert again[-1].measurement.node_id == device.id
