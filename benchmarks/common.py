@@ -36,7 +36,10 @@ class Kept:
             value = compute()
             self.values[name] = value
             neighbour = self.path.with_suffix(".writing")
-            neighbour.write_text(json.dumps(self.values, indent=1, sort_keys=True))
+            lines = [
+                f"{json.dumps(key)}: {json.dumps(self.values[key], sort_keys=True)}" for key in sorted(self.values)
+            ]
+            neighbour.write_text("{\n" + ",\n".join(lines) + "\n}\n")
             neighbour.replace(self.path)
             say(f"{name}: {short(value)}  ({time.monotonic() - started:.0f} s)")
         return self.values.get(name)

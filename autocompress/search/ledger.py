@@ -6,14 +6,12 @@ Everything else can be rebuilt from it. It is an Optuna study; Optuna's types do
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
@@ -31,8 +29,8 @@ from autocompress.records import (
     is_maximized,
 )
 from autocompress.records import TrialState as StateName
-from autocompress.search.journal import JournalFile
 from autocompress.search.problem import Proposer
+from autocompress.search.storage import open_storage, readable
 from autocompress.space.space import Suggester
 
 _STATES: dict[TrialState, StateName] = {
@@ -44,8 +42,6 @@ _STATES: dict[TrialState, StateName] = {
 }
 #: States of which a trial never leaves.
 ENDED: tuple[StateName, ...] = ("complete", "stopped", "failed")
-#: Seconds that a SQLite ledger may be locked by another program.
-_SQLITE_WAIT_S = 30
 
 
 class SearchSpace(Protocol):
@@ -126,10 +122,10 @@ class Ledger:
         directions: list[Literal["maximize", "minimize"]] = [
             "maximize" if is_maximized(o, metrics) else "minimize" for o in objectives
         ]
-        with _readable(storage):
+        with readable(storage):
             if not create and isinstance(storage, Path) and not storage.is_file():
                 raise SearchError(f"ledger {storage}: no such file; run the study first")
-            opened = _open_storage(storage)
+            opened = open_storage(storage)
             known = [s.study_name for s in opened.get_all_studies()]
             if name not in known and not create:
                 raise SearchError(f"the ledger holds no study {name!r}, but {known or 'none'}; run the study first")
@@ -396,37 +392,3 @@ def _refused(error: ValueError) -> str:
 
 def _stored(text: str) -> Measurement:
     return Measurement.model_validate_json(text)
-
-
-def _open_storage(storage: str | Path) -> BaseStorage:
-    if isinstance(storage, Path):
-        return JournalStorage(JournalFile(storage))
-    options: dict[str, Any] = {}
-    if storage.startswith("sqlite"):
-        options = {"connect_args": {"timeout": _SQLITE_WAIT_S}}
-    return RDBStorage(storage, engine_kwargs=options)
-
-
-@contextmanager
-def _readable(storage: str | Path) -> Iterator[None]:
-    """Turn what a storage raises into one error that names the ledger without its password."""
-    try:
-        yield
-    except AutocompressError:
-        raise
-    except Exception as error:  # noqa: BLE001 - databases raise what they like; it is raised again, named
-        shown, message = str(storage), f"{type(error).__name__}: {error}"
-        if isinstance(storage, str):
-            from sqlalchemy.engine import make_url
-            from sqlalchemy.exc import ArgumentError
-
-            try:
-                url = make_url(storage)
-                shown = url.render_as_string(hide_password=True)
-                message = message.replace(str(url.password), "***") if url.password else message
-            except ArgumentError:
-                shown, message = "(an URL that cannot be read)", type(error).__name__
-        raise SearchError(
-            f"ledger {shown} cannot be opened: {message.splitlines()[0]}; restore it from a backup, or move it away to "
-            "begin anew"
-        ) from (None if isinstance(storage, str) else error)
