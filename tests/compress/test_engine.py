@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from autocompress.compress import engine
+from autocompress.compress import stages
 from autocompress.compress.artifact import describe
-from autocompress.compress.engine import build, calibration_inputs, check_finite
+from autocompress.compress.engine import build, check_finite
 from autocompress.compress.export import export_onnx, runtime_session
 from autocompress.compress.pack import unpack
 from autocompress.compress.schedules import recover
+from autocompress.compress.stages import calibration_inputs
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
 from autocompress.errors import CompressionError, InfeasibleError
@@ -391,7 +392,7 @@ def test_masks_chosen_before_a_cut_do_not_grow_again_by_degrees(
         seen.append(plan.schedule.kind)
         return recover(module, plan, *rest, **named)
 
-    monkeypatch.setattr(engine, "recover", watched)
+    monkeypatch.setattr(stages, "recover", watched)
     plan = Plan(cuts=(CUT,), masks=MASKS, schedule=schedule, order="mask-cut", distillation=NoDistillation())
     build(task, dense, plan, structure, statistics, epochs=1.0, seed=0)
     assert seen == [schedule.kind, "one-shot"]  # type: ignore[attr-defined]

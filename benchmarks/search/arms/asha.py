@@ -14,10 +14,10 @@ from torch import nn
 from works import Work
 
 from arms.trials import EightBits, Given, eight_bits, judge, judged, ours
-from autocompress.compress.engine import calibration_inputs
 from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.quantize import quantize
+from autocompress.compress.stages import calibration_inputs
 from autocompress.compress.train import Trainer, recalibrate_bn
 from autocompress.errors import AutocompressError
 from autocompress.pipeline.prepare import Workbench

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from works import Work
 
 from arms.trials import eight_bits, engineer, judge, judged
-from autocompress.compress.engine import calibration_inputs
 from autocompress.compress.export import export_onnx
 from autocompress.compress.quantize import quantize
+from autocompress.compress.stages import calibration_inputs
 from autocompress.compress.train import Trainer, recalibrate_bn
 from autocompress.inputs import forward
 from autocompress.pipeline.prepare import Workbench
