@@ -39,20 +39,25 @@ MARK = "row: "
 
 
 def run(workers: int, rounds: int, sleep_s: float) -> float:
-    """Seconds from the first trial's start to the last one's end, of ``rounds * workers`` trials that sleep."""
+    """Trials per second while all workers are there: from when all run for the first time until the last one begins.
+
+    Starting a worker takes some seconds of a core, and here all nodes' workers share this machine's.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trials = rounds * workers
         ledger = Ledger.open(folder / "journal.log", "sleep", OBJECTIVES)
         reference = EvaluatorReference(factory=EVALUATOR, arguments={"sleep_s": sleep_s})
-        settings = SearchSettings(trials=trials + workers, folder=folder, workers=workers, sampler=Random())
+        settings = SearchSettings(trials=trials, folder=folder, workers=workers, sampler=Random())
         search(Unconditional(), reference, settings, ledger)
-        done = sorted(ledger.trials(), key=lambda t: t.finished or t.started)
-        if [t.state for t in done] != ["complete"] * (trials + workers):
-            raise SystemExit(f"expected {trials + workers} complete trials, got {[t.reason for t in done if t.reason]}")
-        # Each worker's first trial waits for its process to start, which a real search pays once in hours.
-        first, last = done[workers - 1].finished, done[-1].finished
-        return (last - first).total_seconds()  # type: ignore[operator]
+        spans = [(t.started, t.finished) for t in ledger.trials() if t.state == "complete" and t.started and t.finished]
+        if len(spans) != trials:
+            raise SystemExit(f"expected {trials} complete trials, got {len(spans)}")
+        full = next((b for b, _ in sorted(spans) if sum(x <= b < y for x, y in spans) == workers), None)
+        if full is None:
+            raise SystemExit(f"expected {workers} trials at once at some time, got fewer; raise --rounds")
+        last = max(begun for begun, _ in spans)
+        return sum(full < ended <= last for _, ended in spans) / (last - full).total_seconds()
 
 
 def measure(nodes: int, rounds: int, sleep_s: float, repeats: int) -> dict:
@@ -67,27 +72,21 @@ def measure(nodes: int, rounds: int, sleep_s: float, repeats: int) -> dict:
         with ray_session(workers) as granted:
             if granted != workers:
                 raise SystemExit(f"expected {workers} workers, got {granted}")
-            took = [run(workers, rounds, sleep_s) for _ in range(repeats)]
+            rates = [60.0 * run(workers, rounds, sleep_s) for _ in range(repeats)]
     finally:
         cluster.shutdown()
-    seconds = statistics.median(took)
-    return {
-        "nodes": nodes,
-        "workers": workers,
-        "trials": rounds * workers,
-        "seconds": took,
-        "per_minute": 60.0 * rounds * workers / seconds,
-        "busy": rounds * sleep_s / seconds,
-    }
+    rate = statistics.median(rates)
+    busy = rate * sleep_s / 60.0 / workers
+    return {"nodes": nodes, "workers": workers, "trials": rounds * workers, "rates": rates, "rate": rate, "busy": busy}
 
 
 def main() -> None:
     """Measure one size of cluster after the other and write down what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--trial-s", type=float, default=2.0, help="what each trial sleeps")
+    parser.add_argument("--trial-s", type=float, default=5.0, help="what each trial sleeps")
     parser.add_argument("--rounds", type=int, default=8, help="trials of each worker")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     if len(options.nodes) == 1:
         row = measure(options.nodes[0], options.rounds, options.trial_s, options.repeats)
@@ -100,7 +99,7 @@ def main() -> None:
         command += ["--rounds", str(options.rounds), "--repeats", str(options.repeats)]
         done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
         rows.append(json.loads(done.stdout.rpartition(MARK)[2]))
-        say(f"{nodes} nodes: {statistics.median(rows[-1]['seconds']):.1f} s, workers busy {rows[-1]['busy']:.1%}")
+        say(f"{nodes} nodes: {rows[-1]['rate']:.1f} trials per minute, workers busy {rows[-1]['busy']:.1%}")
     HERE.mkdir(exist_ok=True)
     (HERE / "results.json").write_text(json.dumps({"trial_s": options.trial_s, "rows": rows}, indent=1) + "\n")
     (HERE / "results.md").write_text("\n".join(report(rows, options.trial_s)))
@@ -109,20 +108,20 @@ def main() -> None:
 
 def report(rows: list[dict], trial_s: float) -> list[str]:
     """The results as Markdown."""
-    one = rows[0]["per_minute"] / rows[0]["nodes"]
-    header = ["nodes", "workers", "trials", "seconds, each run", "trials per minute", "of linear", "workers busy"]
+    one = rows[0]["rate"] / rows[0]["nodes"]
+    header = ["nodes", "workers", "trials", "trials per minute, each run", "median", "of linear", "workers busy"]
     body = [
-        [r["nodes"], r["workers"], r["trials"], ", ".join(f"{s:.1f}" for s in r["seconds"]), f"{r['per_minute']:.1f}",
-         f"{r['per_minute'] / (one * r['nodes']):.3f}", f"{r['busy']:.3f}"]
+        [r["nodes"], r["workers"], r["trials"], ", ".join(f"{x:.1f}" for x in r["rates"]), f"{r['rate']:.1f}",
+         f"{r['rate'] / (one * r['nodes']):.3f}", f"{r['busy']:.3f}"]
         for r in rows
     ]  # fmt: skip
     return [
         "# Scaling over Ray nodes",
         "",
         f"`python benchmarks/scaling.py`: every trial sleeps {trial_s:g} s, in its own killable process of a worker. "
-        "*Of linear*: trials per minute over those of one node, times nodes. *Workers busy*: sleep over wall time. "
-        f"Medians of {len(rows[0]['seconds'])} runs; all nodes are on one machine, so that nothing but the search's "
-        "own work is shared.",
+        "Trials per minute from when all workers run for the first time until the last trial begins: all nodes share "
+        "this machine's cores, on which their workers start. *Of linear*: over those of one node, times nodes. "
+        "*Workers busy*: the share of their time in which they sleep.",
         "",
         *table(header, body),
         "",

@@ -60,7 +60,8 @@ def ray_session(workers: int) -> Iterator[int]:
     Raises:
         SearchError: Ray could not be started or reached, or has no CPU to offer.
     """
-    with _variables(_ENVIRONMENT):
+    # By default Tune starts one actor at a time, which takes minutes for a cluster's workers.
+    with _variables({**_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(workers)}):
         import ray
 
         if ray.is_initialized():

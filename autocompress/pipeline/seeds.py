@@ -163,9 +163,9 @@ def ordered(
     first = collected.valid(own)
     dense = collected.valid([("dense", space.plan(space.dense()))])
     warm = spread(collected.valid(earlier), _share)
-    slowest, *faster = collected.valid(solved.plans) or [None]
+    falling = collected.valid(solved.plans)
     # What loses as good as nothing is worth having before all else; then the whole range.
-    chosen = [*([slowest] if slowest else []), *spread(faster, _share)]
+    chosen = [*falling[:1], *spread(falling[1:], _share)]
     simple: list[Seed] = []
     if uniform:
         # In the space's own order: the most useful first; each four of them spread.
