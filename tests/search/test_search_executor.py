@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -212,9 +213,11 @@ def test_too_many_failures_stop_the_search_with_the_first_cause(tmp_path: Path) 
     with pytest.raises(SearchError) as caught:
         run(tmp_path, 30, faults=faults, max_failures=0.5)
     assert time.monotonic() - begun < 15
-    assert str(caught.value) == (
-        "4 of 5 trials failed, over the limit of 50% (search.max_failures); the first, trial 1: "
-        "export: operator not supported"
+    # The first to fail: workers start together, so that it may be either one's first.
+    assert re.fullmatch(
+        r"4 of 5 trials failed, over the limit of 50% \(search\.max_failures\); the first, trial [12]: export: operator "
+        "not supported",
+        str(caught.value),
     )
 
 
