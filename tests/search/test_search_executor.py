@@ -215,8 +215,8 @@ def test_too_many_failures_stop_the_search_with_the_first_cause(tmp_path: Path) 
     assert time.monotonic() - begun < 15
     # The first to fail: workers start together, so that it may be either one's first.
     assert re.fullmatch(
-        r"4 of 5 trials failed, over the limit of 50% \(search\.max_failures\); the first, trial [12]: export: operator "
-        "not supported",
+        r"4 of 5 trials failed, over the limit of 50% \(search\.max_failures\); the first, trial [12]: "
+        "export: operator not supported",
         str(caught.value),
     )
 
