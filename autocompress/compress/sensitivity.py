@@ -165,8 +165,9 @@ def measure_sensitivity(
 
     Fast, BN takes the statistics of the very examples that are compared on, for the dense model as well, so that
     recalibration and comparison are one pass; and cut networks compute as in training, in bfloat16 where the processor
-    has it. Rounding changes less than that would, and stays in float32 on a quarter of the examples. On ResNet-20x2
-    and a small network on Fashion-MNIST the order of groups and levels is the exact one's but for near ties.
+    has it. Rounding changes less than that would, and stays in float32 on a quarter of the examples. The
+    order of groups and levels agrees with the exact one's to a Kendall tau of 0.96 on a small network on Fashion-MNIST,
+    and of 0.82 on ResNet-20x2.
 
     Args:
         task: its validation split is compared on, its training split recalibrates.

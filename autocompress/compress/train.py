@@ -183,13 +183,7 @@ class Trainer:
 
 
 def recalibrate_bn(
-    module: nn.Module,
-    task: Task,
-    *,
-    batches: int = 16,
-    batch_size: int = 128,
-    guard: Guard = nullcontext,
-    precise: bool = True,
+    module: nn.Module, task: Task, *, batches: int = 16, batch_size: int = 128, guard: Guard = nullcontext
 ) -> nn.Module:
     """Replace every BatchNorm's running statistics by their plain average over training batches.
 
@@ -201,8 +195,6 @@ def recalibrate_bn(
         batches: how many batches; fewer if the split is smaller.
         batch_size: examples per batch.
         guard: every batch runs inside ``with guard():``.
-        precise: in float32; otherwise in whatever `fast.run` computes with. The statistics are folded into the weights
-            that ship, so only what is not to ship may do without.
 
     Returns:
         A new module in evaluation mode; a plain copy if there is no BatchNorm.
@@ -218,15 +210,13 @@ def recalibrate_bn(
         part.train()
     fast_layout(result)
     source = full_batches(task, batch_size, seed=derive_seed(0, "recalibrate"))
+    # Float32 throughout: these statistics are folded into the weights that ship.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(0, "recalibrate", "augment"))
         for _ in range(min(batches, max(1, size(task.train) // batch_size))):
             with guard():
                 inputs, _targets = next(source)
-                if precise:
-                    call(result, as_fast(inputs))
-                else:
-                    run(result, inputs)
+                call(result, as_fast(inputs))
     for part, momentum in zip(norms, momenta, strict=True):
         part.momentum = momentum
     return plain_layout(result.eval())

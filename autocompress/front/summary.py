@@ -21,7 +21,7 @@ from autocompress.records import (
     TrialRecord,
 )
 from autocompress.search.problem import Problem
-from autocompress.search.rungs import Ladder
+from autocompress.search.rungs import rank_agreement
 
 
 class RungSummary(Record):
@@ -36,7 +36,7 @@ class RungSummary(Record):
         stopped: those that ended there.
         seconds: median time of a candidate at this rung alone; None if none was built there.
         tau: Kendall's tau of this rung's order with that of full recovery, among pairs of like latency; None without a
-            pair, and at the last rung. See `autocompress.search.rungs.Ladder.tau`.
+            pair, and at the last rung. See `autocompress.search.rungs.rank_agreement`.
         pairs: that `tau` rests on.
         last: whether a candidate is complete that was judged there.
     """
@@ -161,11 +161,11 @@ def _rungs(
         return ()
     dense = {n: v for n, v in baseline_values(baseline, "validation").items() if n in objectives}
     rungs = tuple(fidelities[i] for i in sorted(fidelities))
-    ladder = Ladder(rungs, reduction=2, bands=1, problem=Problem(tuple(objectives), dense, tuple(metrics)))
-    return tuple(_rung(trials, fidelity, ladder) for fidelity in rungs)
+    problem = Problem(tuple(objectives), dense, tuple(metrics))
+    return tuple(_rung(trials, fidelity, problem) for fidelity in rungs)
 
 
-def _rung(trials: Sequence[TrialRecord], fidelity: Fidelity, ladder: Ladder) -> RungSummary:
+def _rung(trials: Sequence[TrialRecord], fidelity: Fidelity, problem: Problem) -> RungSummary:
     below = [(t, r) for t in trials for r in t.rungs if r.fidelity.rung == fidelity.rung]
     last = [t.measurement for t in trials if t.measurement is not None and t.measurement.fidelity.rung == fidelity.rung]
     results: list[RungResult | Measurement] = [*(r for _, r in below), *last]
@@ -173,7 +173,7 @@ def _rung(trials: Sequence[TrialRecord], fidelity: Fidelity, ladder: Ladder) -> 
     ended = [t for t, r in below if t.rungs[-1] is r and t.measurement is None]
     waiting = sum(t.state == "paused" for t in ended)
     stopped = sum(t.state == "stopped" for t in ended)
-    tau, pairs = ladder.tau(trials, fidelity.rung) if below else (0.0, 0)
+    tau, pairs = rank_agreement(trials, fidelity.rung, problem) if below else (0.0, 0)
     return RungSummary(
         rung=fidelity.rung,
         epochs=fidelity.epochs,

@@ -8,13 +8,11 @@ from pathlib import Path
 from autocompress.compress.factorize import rank_for_energy
 from autocompress.config import Study, find_study
 from autocompress.errors import ConfigError, InfeasibleError
-from autocompress.front.dominance import non_dominated
-from autocompress.front.indicators import counts
 from autocompress.pipeline.finalists import Finals
 from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Workbench
-from autocompress.records import Plan, minimized
-from autocompress.search.ledger import Ledger
+from autocompress.pipeline.trials import load_trials, search_front
+from autocompress.records import Plan
 from autocompress.space.explain import validate
 from autocompress.space.plan_entries import PlanFile
 from autocompress.space.plan_file import load_plan
@@ -71,7 +69,11 @@ def earlier_plans(study: Study, reference: str) -> list[tuple[str, Plan]]:
     """
     earlier = _earlier(study, reference)
     finals = read_record(StudyFolder(earlier.folder).finalists, Finals)
-    plans = [f.plan for f in finals.finalists] if finals is not None else _front(earlier)
+    if finals is not None:
+        plans = [finalist.plan for finalist in finals.finalists]
+    else:
+        front = search_front(load_trials(earlier), earlier.objectives, earlier.metrics)
+        plans = [trial.plan for trial in front if trial.plan is not None]
     if not plans:
         raise ConfigError(
             f"search.seeds.warm_start: expected a study with finished candidates, got {reference!r}, which has none yet"
@@ -89,21 +91,3 @@ def _earlier(study: Study, reference: str) -> Study:
             f"{reference!r}: there is no {folder / 'study.json'}"
         )
     return find_study(folder.name, [f"output={folder.parent}"])
-
-
-def _front(earlier: Study) -> list[Plan]:
-    """Plans of the feasible, trusted trials that no other one dominates."""
-    folder, storage = StudyFolder(earlier.folder), earlier.search.storage
-    if storage is None and not folder.journal.is_file():
-        return []
-    place = folder.journal if storage is None else storage.get_secret_value()
-    ledger = Ledger.open(place, earlier.name, earlier.objectives, earlier.bounds, earlier.metrics, create=False)
-    kept = [
-        (t.plan, t.measurement.values)
-        for t in ledger.trials()
-        if t.plan is not None and t.measurement is not None and counts(t, earlier.objectives)
-    ]
-    if not kept:
-        return []
-    best = non_dominated(minimized([values for _, values in kept], earlier.objectives, earlier.metrics))
-    return list(dict.fromkeys(plan for (plan, _), good in zip(kept, best, strict=True) if good))

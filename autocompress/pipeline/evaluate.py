@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -115,6 +116,8 @@ class Evaluator:
                 return earlier.model_copy(update={"cached": True})
             measurement = self._evaluate(plan, fidelity, role)
             write_record(path, measurement)
+            # It has been trained in full: nothing goes on from there.
+            shutil.rmtree(self._bench.folder.checkpoint(plan, role), ignore_errors=True)
             return measurement
 
     def judge(self, plan: Plan, fidelity: Fidelity) -> RungResult:
@@ -201,7 +204,8 @@ class Evaluator:
         predicted = ("latency_ms",) if latency is not None else ()
         seconds: dict[str, float] = {}
         if latency is None:
-            taken = self._read(plan, bench.folder.write_artifact(compressed.model), session)
+            with bench.folder.lent_artifact(compressed.model) as sha256:
+                taken = self._read(plan, sha256, session)
             latency = scaled(taken.readings[0].ratio, bench.prepared.baseline.latency_ms)
             seconds = {"wait": time.monotonic() - judged - taken.seconds, "latency": taken.seconds}
         costs = self._costs(plan, compressed)

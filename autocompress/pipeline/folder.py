@@ -109,6 +109,17 @@ class StudyFolder:
         write_bytes(self.artifact(sha256), model)
         return sha256
 
+    @contextlib.contextmanager
+    def lent_artifact(self, model: bytes) -> Iterator[str]:
+        """Have a model file under its own hash inside the block only, unless it is kept anyway; yields the hash."""
+        kept = self.artifact(hashlib.sha256(model).hexdigest()).is_file()
+        sha256 = self.write_artifact(model)
+        try:
+            yield sha256
+        finally:
+            if not kept:
+                self.artifact(sha256).unlink(missing_ok=True)
+
     def read_artifact(self, sha256: str) -> bytes:
         """The bytes of a kept model file.
 

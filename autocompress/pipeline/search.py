@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 
 from autocompress.config import Study
-from autocompress.front.dominance import non_dominated
-from autocompress.front.indicators import baseline_values, counts, hypervolume, trace
+from autocompress.front.indicators import baseline_values, hypervolume, trace
 from autocompress.pipeline.evaluate import evaluator_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.guide import PlanGuide, study_guide
@@ -16,7 +15,8 @@ from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.profile import Profile
 from autocompress.pipeline.progress import SearchState, reporter
 from autocompress.pipeline.seeds import seed_points
-from autocompress.records import Baseline, Metric, ParamValue, SearchLog, TrialRecord, minimized
+from autocompress.pipeline.trials import open_ledger, search_front
+from autocompress.records import Baseline, ParamValue, SearchLog, TrialRecord
 from autocompress.rng import derive_seed
 from autocompress.search.choose import Choice
 from autocompress.search.executor import search
@@ -27,36 +27,6 @@ from autocompress.search.settings import SearchSettings
 
 #: Seeds at most, unless a person names more plans: after so many, what was learnt from them finds better ones.
 _SEEDS = 16
-
-
-def open_ledger(study: Study, *, create: bool = True) -> Ledger:
-    """The study's ledger: a journal in its folder, or the database that it names."""
-    storage = study.search.storage
-    place = StudyFolder(study.folder).journal if storage is None else storage.get_secret_value()
-    return Ledger.open(place, study.name, study.objectives, study.bounds, study.metrics, create=create)
-
-
-def load_trials(study: Study) -> tuple[TrialRecord, ...]:
-    """All trials of a study, without changing anything; none if its search has not begun."""
-    folder = StudyFolder(study.folder)
-    # A database may hold no such study yet; the profile is the last that is written before the search opens it.
-    begun = folder.journal if study.search.storage is None else folder.profile
-    if not begun.is_file():
-        return ()
-    return open_ledger(study, create=False).trials()
-
-
-def search_front(
-    trials: tuple[TrialRecord, ...], objectives: tuple[str, ...], metrics: tuple[Metric, ...] = ()
-) -> tuple[TrialRecord, ...]:
-    """The feasible, trusted trials that no other one dominates, one for each physical candidate, fastest first."""
-    distinct = {t.plan.key: t for t in reversed(trials) if t.plan is not None and counts(t, objectives)}
-    kept = [t for t in distinct.values() if t.measurement is not None]
-    if not kept:
-        return ()
-    best = non_dominated(minimized([t.measurement.values for t in kept if t.measurement], objectives, metrics))
-    members = [t for t, good in zip(kept, best, strict=True) if good]
-    return tuple(sorted(members, key=lambda t: t.measurement.values["latency_ms"].value if t.measurement else 0.0))
 
 
 def search_state(study: Study, baseline: Baseline, trials: tuple[TrialRecord, ...], elapsed_s: float) -> SearchState:

@@ -24,8 +24,8 @@ from autocompress.pipeline.prepare import Prepared, Workbench
 from autocompress.pipeline.probe import procedure_of, study_slot
 from autocompress.pipeline.progress import reporter
 from autocompress.pipeline.publish import Registered
-from autocompress.pipeline.search import load_trials
 from autocompress.pipeline.single import built_plan
+from autocompress.pipeline.trials import load_trials
 from autocompress.records import Record, TimeProfile
 from autocompress.registry.store import Store
 from autocompress.report.time_section import write_time_page

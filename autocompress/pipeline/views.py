@@ -16,8 +16,8 @@ from autocompress.pipeline.finalists import Finals
 from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Prepared
 from autocompress.pipeline.publish import Registered
-from autocompress.pipeline.search import load_trials, search_front
 from autocompress.pipeline.summary import search_summary
+from autocompress.pipeline.trials import load_trials, search_front
 from autocompress.records import FIXED, Baseline, Estimate, Measurement, Plan, Record, Structure, TrialRecord
 from autocompress.registry.store import Store
 from autocompress.registry.tags import HOST, estimates, is_noisy, test_accuracy, values

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
-from autocompress.records import LowRank, Plan, Structure
+from autocompress.records import Plan, Structure
+from autocompress.space.ranks import factor_weights
 
 #: Time of a multiply-add in 8-bit integers beside one in floats, where the target has kernels for both: int8 of a
 #: residual network ran at 0.35 of its float latency in ONNX Runtime.
@@ -57,7 +58,7 @@ class Work:
         """
         lost = {cut.group: self._widths[cut.group] - cut.keep for cut in plan.cuts}
         gone = frozenset[str]().union(*(self._inside[drop.block] for drop in plan.drops))
-        ranks = {entry.layer: entry for entry in plan.ranks}
+        ranks = {entry.layer: entry.ranks for entry in plan.ranks}
         bits = {entry.layer: entry.bits for entry in plan.bits}
         found = {}
         for layer in self._structure.layers:
@@ -66,7 +67,7 @@ class Work:
             shape = layer.shape
             if lost and self._uses[layer.name]:
                 shape = self._shape(layer.name, shape, lost)
-            weights = prod(shape) if layer.name not in ranks else _factors(shape, ranks[layer.name])
+            weights = prod(shape) if layer.name not in ranks else factor_weights(shape, ranks[layer.name])
             macs = layer.macs * weights / prod(layer.shape)
             found[layer.name] = LayerWork(macs, weights, bits.get(layer.name, 32))
         return found
@@ -99,12 +100,3 @@ class Work:
             return min(1.0, factor * (plan.architecture.width or 1.0) ** 2)
         left = sum(layer.macs * (integer if layer.bits < 16 else 1.0) for layer in self.layers(plan).values())
         return max(left / max(self.dense_macs, 1), 1e-4)
-
-
-def _factors(shape: tuple[int, ...], entry: LowRank) -> int:
-    """Weights of the thinner layers that take a layer's place, see `autocompress.space.ranks.saves`."""
-    out, inputs, positions = shape[0], shape[1], prod(shape[2:])
-    if len(entry.ranks) == 1:
-        return entry.ranks[0] * (out + inputs)
-    r_out, r_in = entry.ranks
-    return inputs * r_in + r_in * r_out * positions + r_out * out

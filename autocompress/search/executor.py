@@ -105,8 +105,8 @@ def _proposer(
     on_choice: Callable[[Choice], None],
 ) -> Proposer | None:
     """What proposes beyond the seeds: one of our own, or the ledger's sampler from now on. Neither stops the search."""
-    done = [t for t in ledger.trials() if t.state in ENDED and t.started and t.finished]
-    took = [(t.finished - t.started).total_seconds() for t in done if t.started and t.finished and t.reason == ""]
+    done = [t for t in ledger.trials() if t.state == "complete"]
+    took = [(t.finished - t.started).total_seconds() for t in done if t.started and t.finished]
     choice = choose_sampler(
         settings.sampler,
         trials=settings.trials,
@@ -115,7 +115,7 @@ def _proposer(
         problem=problem,
     )
     on_choice(choice)
-    kind, seed = choice.config.kind, derive_seed(settings.seed, "sampler", len(done))
+    kind, seed = choice.config.kind, derive_seed(settings.seed, "sampler", ledger.count(*ENDED))
     found = build_proposer(choice.config, space, problem, seed)
     if found is not None:
         return SafeProposer(found, kind, space, seed, on_message)

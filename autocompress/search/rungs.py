@@ -136,7 +136,7 @@ class Ladder:
             begin: the first rung in use, which is checked.
         """
         judged = [t for t in trials if _passed(t, begin)]
-        if begin == self.last or len(judged) < _CHECK_AFTER or self.tau(trials, begin)[1] >= _PAIRS:
+        if begin == self.last or len(judged) < _CHECK_AFTER or rank_agreement(trials, begin, self.problem)[1] >= _PAIRS:
             return []
         gone = [t for t in judged if _went_on(t, begin)]
         waiting = [t for t in judged if t.state == "paused" and t.rungs[-1].fidelity.rung == begin]
@@ -148,30 +148,6 @@ class Ladder:
 
         return [t.number for t in sorted(waiting, key=distance)[:_CHECKED]]
 
-    def tau(self, trials: Sequence[TrialRecord], rung: int) -> tuple[float, int]:
-        """How well a rung ranks candidates of like latency as full training does.
-
-        Returns:
-            Kendall's τ over pairs of complete trials that differ in the end and whose latencies are within a factor of
-            1.3, ties at the rung counting as 0, in the first learnt objective; and the number of pairs. τ is 0 without
-            a pair.
-        """
-        learnt = [o for o in self.problem.objectives if o in MAXIMIZED or o in {m.name for m in self.problem.metrics}]
-        done = [t for t in trials if t.state == "complete" and t.measurement is not None and _passed(t, rung)]
-        if not learnt:
-            return 1.0, len(done)
-        column = self.problem.objectives.index(learnt[0])
-        early = self.problem.points([_values(t, rung) for t in done])[:, column] if done else np.empty(0)
-        late = self.problem.points([_complete(t) for t in done])[:, column] if done else np.empty(0)
-        latency = np.array([_complete(t).get("latency_ms", 1.0) for t in done])
-        signs = [
-            float(np.sign(early[i] - early[j]) * np.sign(late[i] - late[j]))
-            for i in range(len(done))
-            for j in range(i)
-            if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j]) and late[i] != late[j]
-        ]
-        return (float(np.mean(signs)) if signs else 0.0), len(signs)
-
     def checked(self, trials: Sequence[TrialRecord], begin: int) -> tuple[int, str]:
         """The first rung that ranks well enough, and what there is to say; unchanged while too little is known.
 
@@ -182,7 +158,7 @@ class Ladder:
         Returns:
             Index of a rung, and a sentence, empty if the check has not been made.
         """
-        tau, pairs = self.tau(trials, begin)
+        tau, pairs = rank_agreement(trials, begin, self.problem)
         if begin >= self.last or pairs < _PAIRS:
             return begin, ""
         words = f"{self.rungs[begin].epochs:g} epochs rank candidates as full training does with Kendall tau {tau:.2f}"
@@ -190,11 +166,41 @@ class Ladder:
         if tau >= LEAST_TAU:
             return begin, f"{words}: the first rung stays"
         following = begin + 1
-        while following < self.last and self.tau(trials, following)[0] < LEAST_TAU:
+        while following < self.last and rank_agreement(trials, following, self.problem)[0] < LEAST_TAU:
             following += 1
         return following, (
             f"{words}, under {LEAST_TAU:g}: the first rung is lengthened to {self.rungs[following].epochs:g} epochs"
         )
+
+
+def rank_agreement(trials: Sequence[TrialRecord], rung: int, problem: Problem) -> tuple[float, int]:
+    """How well a rung ranks candidates of like latency as full training does.
+
+    Args:
+        trials: of the ledger.
+        rung: its index.
+        problem: what is optimized.
+
+    Returns:
+        Kendall's τ over pairs of complete trials that differ in the end and whose latencies are within a factor of
+        1.3, ties at the rung counting as 0, in the first learnt objective; and the number of pairs. τ is 0 without
+        a pair.
+    """
+    learnt = [o for o in problem.objectives if o in MAXIMIZED or o in {m.name for m in problem.metrics}]
+    done = [t for t in trials if t.state == "complete" and t.measurement is not None and _passed(t, rung)]
+    if not learnt:
+        return 1.0, len(done)
+    column = problem.objectives.index(learnt[0])
+    early = problem.points([_values(t, rung) for t in done])[:, column] if done else np.empty(0)
+    late = problem.points([_complete(t) for t in done])[:, column] if done else np.empty(0)
+    latency = np.array([_complete(t).get("latency_ms", 1.0) for t in done])
+    signs = [
+        float(np.sign(early[i] - early[j]) * np.sign(late[i] - late[j]))
+        for i in range(len(done))
+        for j in range(i)
+        if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j]) and late[i] != late[j]
+    ]
+    return (float(np.mean(signs)) if signs else 0.0), len(signs)
 
 
 class _Row(NamedTuple):

@@ -40,11 +40,10 @@ def max_ranks(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (min(shape[:2]),) if prod(shape[2:]) == 1 else (shape[0], shape[1])
 
 
-def saves(shape: tuple[int, ...], ranks: tuple[int, ...]) -> bool:
-    """Whether the factors have fewer weights than the layer.
+def factor_weights(shape: tuple[int, ...], ranks: tuple[int, ...]) -> int:
+    """Weights of the factors that take a layer's place.
 
-    r (out + in) < out · in, that is r < mn / (m + n), for a matrix; in · r_in + r_in · r_out · k² + r_out · out <
-    out · in · k² for a kernel.
+    r (out + in) for a matrix; in · r_in + r_in · r_out · k² + r_out · out for a kernel.
 
     Args:
         shape: of the weight, (out, in) or (out, in, kernel...).
@@ -52,9 +51,15 @@ def saves(shape: tuple[int, ...], ranks: tuple[int, ...]) -> bool:
     """
     out, inputs, positions = shape[0], shape[1], prod(shape[2:])
     if len(ranks) == 1:
-        return ranks[0] * (out + inputs) < out * inputs
+        return ranks[0] * (out + inputs)
     r_out, r_in = ranks
-    return inputs * r_in + r_in * r_out * positions + r_out * out < out * inputs * positions
+    return inputs * r_in + r_in * r_out * positions + r_out * out
+
+
+def saves(shape: tuple[int, ...], ranks: tuple[int, ...]) -> bool:
+    """Whether the factors have fewer weights than the layer: for a matrix, r < mn / (m + n); see `factor_weights`."""
+    # One rank stands for a matrix: a 1×1 kernel, whose further sizes are 1.
+    return factor_weights(shape, ranks) < prod(shape)
 
 
 def round_ranks(shape: tuple[int, ...], ranks: Sequence[int], round_to: int) -> tuple[int, ...]:

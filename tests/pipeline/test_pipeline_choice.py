@@ -7,7 +7,7 @@ from autocompress.errors import NoCandidateError, SearchError
 from autocompress.pipeline import finalists, views
 from autocompress.pipeline.folder import StudyFolder, write_bytes, write_record
 from autocompress.pipeline.publish import Registered
-from autocompress.pipeline.search import load_trials, search_front
+from autocompress.pipeline.trials import load_trials, search_front
 from autocompress.records import (
     Artifact,
     ChannelCut,

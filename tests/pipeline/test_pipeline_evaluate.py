@@ -66,6 +66,21 @@ def test_the_same_candidate_is_answered_from_the_cache(bench, plan):
     assert again.model_copy(update={"cached": False}) == first
 
 
+def test_a_rung_leaves_a_checkpoint_and_no_file_and_full_training_takes_the_checkpoint_away(bench, plan):
+    kept, evaluate = set((bench.folder.root / "artifacts").iterdir()), Evaluator(bench)
+    result = evaluate.judge(plan, Fidelity(epochs=0.4, rung=1))
+    assert result.values["latency_ms"].value > 0.0
+    assert result.predicted == ()  # this study has no latency model: it was read
+    assert set((bench.folder.root / "artifacts").iterdir()) == kept
+    checkpoint = bench.folder.checkpoint(plan, "validation")
+    assert (checkpoint / "trained.safetensors").is_file()
+    assert evaluate.judge(plan, Fidelity(epochs=0.4, rung=1)).cached
+
+    complete = evaluate(plan, Fidelity(epochs=0.8, rung=2), "validation")
+    assert not checkpoint.exists()
+    assert bench.folder.artifact(complete.artifact.sha256).is_file()
+
+
 def test_another_fidelity_or_role_is_another_evaluation(bench, plan):
     evaluate = Evaluator(bench)
     evaluate(plan, Fidelity(epochs=0.25), "validation")

@@ -17,9 +17,9 @@ from autocompress.pipeline.evaluate import Evaluator
 from autocompress.pipeline.guide import PlanGuide, study_guide
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.pipeline.profile import Profile, profile
-from autocompress.pipeline.search import search_front
 from autocompress.pipeline.seed_items import items_of
 from autocompress.pipeline.seeds import find_seeds, in_turns, knapsack, ordered, seed_points, spread
+from autocompress.pipeline.trials import search_front
 from autocompress.records import ChannelCut, Estimate, Fidelity, LayerBits, Plan
 from autocompress.search.ledger import Candidate, Ledger
 from autocompress.search.samplers import Random

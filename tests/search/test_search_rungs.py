@@ -22,7 +22,7 @@ from autocompress.records import (
     TrialRecord,
 )
 from autocompress.search.problem import Problem
-from autocompress.search.rungs import Ladder, best_first, fidelities
+from autocompress.search.rungs import Ladder, best_first, fidelities, rank_agreement
 
 DENSE = {"accuracy": 0.9, "latency_ms": 1.0}
 PROBLEM = Problem(objectives=("accuracy", "latency_ms"), dense=DENSE)
@@ -148,7 +148,7 @@ def test_a_rung_that_does_not_rank_is_lengthened_to_the_first_that_does() -> Non
 
 def test_candidates_of_unlike_latency_are_no_pairs_and_too_few_pairs_decide_nothing() -> None:
     trials = [trial(n, (0.5, 0.1 * 2**n), full=0.8) for n in range(5)]
-    assert ladder(0.0, 1.0).tau(trials, 0) == (0.0, 0)
+    assert rank_agreement(trials, 0, PROBLEM) == (0.0, 0)
     assert ladder(0.0, 1.0).checked(trials, 0) == (0, "")
 
 

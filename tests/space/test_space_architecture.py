@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_draws import Draws
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import (
@@ -61,28 +60,6 @@ FULL: dict[str, Any] = {
     "quantizer": ["post", "aware"],
     "order": ["cut-mask", "mask-cut"],
 }
-
-
-class Draws:
-    """A suggester that draws at random, or answers with what it was told to."""
-
-    def __init__(self, seed: int, **answers: Any) -> None:
-        self.random = random.Random(seed)  # noqa: S311
-        self.answers = answers
-        self.asked: list[str] = []
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
-        assert step is not None
-        self.asked.append(name)
-        return low + step * self.random.randint(0, round((high - low) / step))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        self.asked.append(name)
-        return self.random.randrange(low, high + 1, step)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.asked.append(name)
-        return self.answers.get(name, self.random.choice(choices))
 
 
 def space_of(content: dict[str, Any], bits: tuple[int, ...] = (32, 8, 4)) -> Space:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from random_draws import Draws
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import (
@@ -42,28 +42,6 @@ from autocompress.space.grid import exact, keep_of
 from autocompress.space.space import MAX_SEEDS, Space, resolve
 
 BITS = (32, 16, 8, 7, 6, 5, 4, 3, 2)
-
-
-class Draws:
-    """A suggester that draws at random from what it is asked for."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
-        self.asked: list[str] = []
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
-        assert step is not None
-        self.asked.append(name)
-        return low + step * self.random.randint(0, round((high - low) / step))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        self.asked.append(name)
-        return self.random.randrange(low, high + 1, step)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.asked.append(name)
-        assert len(choices) > 1
-        return self.random.choice(choices)
 
 
 def use(layer: str, axis: int, per_unit: int = 1) -> Use:

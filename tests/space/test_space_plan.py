@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,33 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_draws import Draws
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import ChannelCut, Group, Layer, LayerBits, Plan, Structure, Use, WeightMask
 from autocompress.space.config import SpaceConfig, load_space
 from autocompress.space.grid import allowed_widths, keep_interval, keep_of, simplest, zeros_interval, zeros_of
 from autocompress.space.space import Space, resolve
-
-
-class Draws:
-    """A suggester that draws at random and checks what it is asked for."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
-        self.asked: list[str] = []
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
-        assert step is not None
-        self.asked.append(name)
-        return low + step * self.random.randint(0, round((high - low) / step))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        self.asked.append(name)
-        return self.random.randrange(low, high + 1, step)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.asked.append(name)
-        return self.random.choice(choices)
 
 
 def subset(values: Sequence[Any]) -> st.SearchStrategy[list[Any]]:

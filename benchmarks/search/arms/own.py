@@ -15,7 +15,8 @@ from autocompress.pipeline.finalists import choose
 from autocompress.pipeline.folder import write_bytes
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.profile import profile
-from autocompress.pipeline.search import load_trials, search_candidates
+from autocompress.pipeline.search import search_candidates
+from autocompress.pipeline.trials import load_trials
 from autocompress.records import Estimate, TrialRecord
 
 #: Candidates that no study here gets to, so that time ends it.
