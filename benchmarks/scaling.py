@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
@@ -57,7 +58,9 @@ def run(workers: int, rounds: int, sleep_s: float) -> float:
         if full is None:
             raise SystemExit(f"expected {workers} trials at once at some time, got fewer; raise --rounds")
         last = max(begun for begun, _ in spans)
-        return sum(full < ended <= last for _, ended in spans) / (last - full).total_seconds()
+        # By the part of each trial that lies within: whole ones would undercount by up to a round.
+        done = sum(max(min(y, last) - max(x, full), timedelta(0)) / (y - x) for x, y in spans)
+        return done / (last - full).total_seconds()
 
 
 def measure(nodes: int, rounds: int, sleep_s: float, repeats: int) -> dict:
@@ -119,9 +122,9 @@ def report(rows: list[dict], trial_s: float) -> list[str]:
         "# Scaling over Ray nodes",
         "",
         f"`python benchmarks/scaling.py`: every trial sleeps {trial_s:g} s, in its own killable process of a worker. "
-        "Trials per minute from when all workers run for the first time until the last trial begins: all nodes share "
-        "this machine's cores, on which their workers start. *Of linear*: over those of one node, times nodes. "
-        "*Workers busy*: the share of their time in which they sleep.",
+        "Trials per minute from when all workers run for the first time until the last trial begins, each by the part "
+        "of it that lies within: all nodes share this machine's cores, on which their workers start. *Of linear*: over "
+        "those of one node, times nodes. *Workers busy*: the share of their time in which they sleep.",
         "",
         *table(header, body),
         "",

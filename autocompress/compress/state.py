@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError, TaskError
+from autocompress.files import write_bytes
 from autocompress.models.weights import fill
 
 _HASH = "sha256"
@@ -46,35 +45,20 @@ def module_digest(module: nn.Module) -> str:
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, notes: Mapping[str, str] | None = None) -> None:
     """Write named tensors to a safetensors file that carries its own content hash.
 
-    The file appears under its name only when it is complete: written beside it, synchronized, renamed.
+    The file appears under its name only when it is complete.
 
     Args:
         tensors: name -> tensor; tied tensors are written once per name.
-        path: the file; its folder must exist.
+        path: the file; its folder is made if there is none.
         notes: what the tensors are, name -> text; under the hash too. `load_noted` gives them back.
 
     Raises:
-        OSError: the folder is missing or the disk is full; nothing is left under `path`.
+        OSError: the disk is full or the folder cannot be written; what was under `path` is unchanged.
     """
     path = Path(path)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     told = dict(notes or {})
-    data = save(plain, metadata={**told, _HASH: _digest(plain, told)})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_bytes(path, save(plain, metadata={**told, _HASH: _digest(plain, told)}))
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

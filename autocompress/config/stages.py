@@ -190,9 +190,11 @@ class MeasureConfig(_Part):
         batch_sizes: examples per inference at which the throughput of finalists is measured.
         metrics: measured beside the task's own: scikit-learn's by name, or functions.
         outputs: what the network's outputs are taken for by scikit-learn's classification metrics.
-        latency_model: ``auto``: learn a model of the target's latency from some seventy networks of the space, in
-            minutes, and offer it to the search if it proves good enough on networks that it has not seen.
-        latency_model_error: largest median error on those, a share, with which it is.
+        latency_model: ``sketch``: learn from twenty networks of the space how the target's latency follows a plan, in
+            seconds, so that the search knows where to look. ``auto``: learn it from some seventy, in minutes, and let
+            it also take the place of readings below the last rung, if it proves good enough on networks that it has
+            not seen. ``off``: multiply-adds guide the search.
+        latency_model_error: largest median error on those, a share, with which ``auto`` does.
         latency_model_tau_gap: most that Kendall's τ of its order may lie under that of two measurements.
     """
 
@@ -205,7 +207,7 @@ class MeasureConfig(_Part):
     batch_sizes: tuple[Count, ...] = (1, 8)
     metrics: tuple[MetricConfig, ...] = ()
     outputs: OutputKind = "logits"
-    latency_model: Literal["auto", "off"] = "off"
+    latency_model: Literal["auto", "sketch", "off"] = "sketch"
     latency_model_error: Positive = 0.05
     latency_model_tau_gap: Positive = 0.1
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -211,12 +211,12 @@ def refusal(accuracy: ModelAccuracy, *, error: float, tau_gap: float) -> str:
     Args:
         accuracy: of the model.
         error: largest median error, a share.
-        tau_gap: most that its τ may lie under the ceiling.
+        tau_gap: most that its τ may lie under the ceiling; infinite where its order does not count.
     """
     reasons = []
     if not accuracy.median_error <= error:
         reasons.append(f"a median error of at most {error:.1%}, got {accuracy.median_error:.1%}")
-    if not accuracy.tau >= accuracy.ceiling - tau_gap:
+    if tau_gap < inf and not accuracy.tau >= accuracy.ceiling - tau_gap:
         reasons.append(
             f"a Kendall tau of at least {accuracy.ceiling - tau_gap:.3f} ({tau_gap:g} under the {accuracy.ceiling:.3f} "
             f"of two measurements), got {accuracy.tau:.3f}"

@@ -228,7 +228,7 @@ class Evaluator:
     def _predictor(self) -> LatencyPredictor | None:
         profile = read_record(self._bench.folder.profile, Profile)
         summary = profile.latency_model if profile is not None else None
-        return load_predictor(self._bench, summary) if summary is not None else None
+        return load_predictor(self._bench, summary) if summary is not None and not summary.sketch else None
 
     def _fair(self, outputs: np.ndarray, targets: np.ndarray, role: Role) -> Fairness | None:
         if not is_classification(outputs, targets):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autocompress.errors import AutocompressError, StudyLockedError
+from autocompress.files import write_bytes
 from autocompress.records import Plan, Record, Role
 
 R = TypeVar("R", bound=Record)
@@ -171,21 +170,6 @@ class StudyFolder:
             except BlockingIOError:
                 return True
         return False
-
-
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write whole or not at all: to a neighbour, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with neighbour.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        neighbour.chmod(mode)
-        neighbour.replace(path)
-    finally:
-        neighbour.unlink(missing_ok=True)
 
 
 def write_record(path: Path, record: Record) -> None:

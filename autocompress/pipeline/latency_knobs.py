@@ -41,15 +41,19 @@ class _Turned(Tilted):
         return float(self._kept(name, lambda: super(_Turned, self).suggest_float(name, low, high, step=step)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        """As before, or drawn."""
-        return int(self._kept(name, lambda: super(_Turned, self).suggest_int(name, low, high, step=step)))
+        """As before, replaced, or drawn."""
+        value = int(self._kept(name, lambda: super(_Turned, self).suggest_int(name, low, high, step=step)))
+        return int(self._swapped(name, value, range(low, high + 1, step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """As before, replaced, or drawn."""
         value = self._kept(name, lambda: super(_Turned, self).suggest_categorical(name, choices))
-        if self._swap and name.partition("/")[0] == self._kind and value == self._swap[0] and self._swap[1] in choices:
-            return self._swap[1]
+        value = self._swapped(name, value, choices)
         return value if value in choices else super().suggest_categorical(name, choices)
+
+    def _swapped(self, name: str, value: Any, choices: Sequence[Any]) -> Any:
+        swaps = self._swap and name.partition("/")[0] == self._kind and value == self._swap[0]
+        return self._swap[1] if self._swap and swaps and self._swap[1] in choices else value
 
     def _kept(self, name: str, draw: Callable[[], Any]) -> Any:
         turned = name.partition("/")[0] == self._kind and self._swap is None

@@ -35,14 +35,18 @@ class Networks(Record):
     """How many networks a latency model is learnt from.
 
     Attributes:
-        learning: of which every operation is timed, and which are measured whole beside the dense network, twice.
-        unseen: measured twice, to judge the model on.
+        learning: of which every operation is timed, and which are measured whole beside the dense network.
+        unseen: measured to judge the model on.
+        twice: each of both is measured twice, with the others in between.
         pool: plans that these are chosen from.
+        rounds: blocks of inferences in which each operation is timed.
     """
 
     learning: int = 50
     unseen: int = 20
     pool: int = 400
+    twice: bool = True
+    rounds: int = 30
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def learn(
                 threads=threads,
                 baseline_ms=baseline_ms,
                 block_s=1e-3 * block_ms,
+                rounds=networks.rounds,
                 seed=seed,
             )
         profiled.extend((traced.outline, times) for traced, times in found)
@@ -136,8 +141,8 @@ def learn(
     # should not rest on one moment.
     earlier = measured(chosen, "networks to learn from", profile=profiles)
     first = measured(unseen, "unseen networks")
-    later = measured(chosen, "networks to learn from, again")
-    second = measured(unseen, "unseen networks, again")
+    later = measured(chosen, "networks to learn from, again") if networks.twice else earlier
+    second = measured(unseen, "unseen networks, again") if networks.twice else first
     whole = [(outline, (one * other) ** 0.5) for (_, outline), one, other in zip(chosen, earlier, later, strict=True)]
     candidates = [fit_regression(whole, baseline_ms)]
     if profiles and not notes:

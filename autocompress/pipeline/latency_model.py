@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ _CODE = (
     "autocompress.pipeline.latency_plans",
     "autocompress.records.outline",
 )
+#: A sketch is learnt from so few networks.
+SKETCH = Networks(learning=16, unseen=4, pool=100, twice=False, rounds=8)
+#: Median error, a share, up to which a sketch guides better than multiply-adds: where the cost of each operation rules
+#: they may be off by a factor of six.
+_SKETCH_ERROR = 0.25
 #: The runtime whose own profile says how long each operation takes.
 _PROFILED = "onnxruntime-cpu"
 
@@ -53,6 +59,7 @@ class LatencyModelSummary(Record):
         reason: why it was refused, with its figures; empty if it was not.
         notes: what else a reader should know.
         reused: taken from an earlier study.
+        sketch: it tells the search where to look, and takes the place of no reading.
     """
 
     key: str = ""
@@ -64,18 +71,26 @@ class LatencyModelSummary(Record):
     reason: str = ""
     notes: tuple[str, ...] = ()
     reused: bool = False
+    sketch: bool = False
 
     def words(self) -> str:
         """One sentence for a reader."""
-        if self.accuracy is None:
-            return f"No latency model: {self.reason}. Every candidate is measured."
+        source = (
+            "of an earlier study" if self.reused else f"built in {self.seconds:.0f} s from {self.networks} networks"
+        )
         a = self.accuracy
+        if self.sketch:
+            if a is None or not self.accepted:
+                return f"No latency sketch: {self.reason}. Multiply-adds guide the search."
+            return (
+                f"Latency sketch ({source}), to guide the search: median error {a.median_error:.1%}, largest "
+                f"{a.max_error:.1%}, on {a.networks} unseen networks. Every candidate is measured."
+            )
+        if a is None:
+            return f"No latency model: {self.reason}. Every candidate is measured."
         figures = (
             f"median error {a.median_error:.1%}, largest {a.max_error:.1%}, Kendall tau {a.tau:.3f} where two "
             f"measurements agree to {a.ceiling:.3f}, on {a.networks} unseen networks"
-        )
-        source = (
-            "of an earlier study" if self.reused else f"built in {self.seconds:.0f} s from {self.networks} networks"
         )
         if not self.accepted:
             return f"Latency model refused ({self.reason}); {figures}. Every candidate is measured."
@@ -126,7 +141,7 @@ class LatencyPredictor:
 
 
 def study_latency_model(bench: Workbench, networks: Networks | None = None) -> LatencyModelSummary:
-    """Learn the study's latency model, or take up one that fits.
+    """Learn the study's latency model, or its sketch of one, or take up one that fits.
 
     Args:
         bench: the prepared study.
@@ -135,7 +150,9 @@ def study_latency_model(bench: Workbench, networks: Networks | None = None) -> L
     Returns:
         What there is, and whether it is good enough. Nothing is raised for a network that no model can be made for.
     """
-    networks = networks or Networks()
+    settings = bench.study.measure
+    sketch = settings.latency_model == "sketch"
+    networks = networks or (SKETCH if sketch else Networks())
     key = model_key(bench, networks)
     path = model_path(bench, key)
     kept = read_record(path, Kept)
@@ -143,13 +160,20 @@ def study_latency_model(bench: Workbench, networks: Networks | None = None) -> L
     if kept is None:
         try:
             kept = _learn(bench, networks)
-        except AutocompressError as error:
-            return LatencyModelSummary(reason=str(error))
+        except Exception as error:
+            if isinstance(error, AutocompressError):
+                return LatencyModelSummary(reason=str(error), sketch=sketch)
+            if not sketch:
+                raise
+            # Nobody asked for a sketch by name: whatever is wrong with it stops no study.
+            return LatencyModelSummary(reason=f"{type(error).__name__}: {error}"[:300], sketch=True)
         write_record(path, kept)
     accuracy = kept.model.accuracy
     assert accuracy is not None  # noqa: S101 - a model is judged before it is kept
-    settings = bench.study.measure
-    reason = refusal(accuracy, error=settings.latency_model_error, tau_gap=settings.latency_model_tau_gap)
+    limit = max(_SKETCH_ERROR, settings.latency_model_error) if sketch else settings.latency_model_error
+    # Of the few networks that a sketch is judged on, the order tells nothing.
+    gap = math.inf if sketch else settings.latency_model_tau_gap
+    reason = refusal(accuracy, error=limit, tau_gap=gap)
     summary = LatencyModelSummary(
         key=key,
         kind=kept.model.kind,
@@ -160,6 +184,7 @@ def study_latency_model(bench: Workbench, networks: Networks | None = None) -> L
         reason=reason,
         notes=kept.notes,
         reused=reused,
+        sketch=sketch,
     )
     reporter().stage("profile", summary.words())
     return summary

@@ -21,12 +21,13 @@ from autocompress.compress.structure import find_structure
 from autocompress.compress.train import train_base
 from autocompress.config import Study, diff, read_identity
 from autocompress.errors import CompressionError, StudyChangedError
+from autocompress.files import write_bytes
 from autocompress.inputs import Arrays, arrays
 from autocompress.measure.host import host_of
 from autocompress.measure.quality import predict
 from autocompress.pipeline.allocations import allocation_tables
 from autocompress.pipeline.costs import check_costs, costs_of
-from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
+from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.identity import dataset_digest, task_code_digest
 from autocompress.pipeline.judge import Judge
 from autocompress.pipeline.probe import host_difference, measuring_host, take_readings

@@ -15,13 +15,14 @@ from autocompress.cluster.parent import ask_parent, has_parent
 from autocompress.cluster.slot import ExclusiveSlot
 from autocompress.config import Study
 from autocompress.errors import MeasurementError
+from autocompress.files import write_bytes
 from autocompress.inputs import Arrays
 from autocompress.measure.host import host_of
 from autocompress.measure.latency import Procedure
 from autocompress.measure.layers import node_latencies
 from autocompress.measure.probe import FACTORY, ReadingRequest, Taken, pack_arrays, take
 from autocompress.measure.target import Session, Target
-from autocompress.pipeline.folder import StudyFolder, write_bytes
+from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.progress import reporter
 from autocompress.records import EvaluatorReference, Host, NodeLatency
 

@@ -29,7 +29,7 @@ class Profile(Record):
         space: the size of the search space, in words.
         latency: the dense artifact's nodes with their time; empty if the target's runtime times no nodes.
         sensitivity: what each single cut, rounding or left out block costs in loss and divergence.
-        latency_model: what became of the model of the target's latency; None if the study wants none.
+        latency_model: what became of the model, or sketch, of the target's latency; None if the study wants none.
         ineffective: objective -> kinds of parameters of the space that cannot change it here.
     """
 
@@ -66,7 +66,7 @@ def profile(bench: Workbench) -> Profile:
         arrays(bench.task.example_input()),
         baseline=bench.host,
     )
-    model = study_latency_model(bench) if bench.study.measure.latency_model == "auto" else None
+    model = study_latency_model(bench) if bench.study.measure.latency_model != "off" else None
     found = Profile(
         structure=structure,
         space=bench.space.describe(),

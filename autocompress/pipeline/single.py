@@ -8,8 +8,9 @@ from autocompress.compress.factorize import rank_for_energy
 from autocompress.compress.pack import pack, unpack
 from autocompress.config import Study
 from autocompress.errors import ConfigError
+from autocompress.files import write_bytes
 from autocompress.pipeline.evaluate import Evaluator
-from autocompress.pipeline.folder import write_bytes, write_record
+from autocompress.pipeline.folder import write_record
 from autocompress.pipeline.graphs import with_graphs
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.progress import reporter

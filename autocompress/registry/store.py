@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from autocompress.errors import RegistryError, VerificationError
+from autocompress.files import write_bytes
 from autocompress.front.selection import Alias
 from autocompress.records import Finalist, Lineage, TrialRecord, Version
 from autocompress.registry.address import ModelUri, check_model_name, sqlite_file
@@ -274,7 +274,7 @@ class Store:
                 fresh = Path(name) / "files"
                 fresh.mkdir()
                 for file, content in files.items():
-                    _write(fresh / file, content)
+                    write_bytes(fresh / file, content)
                 if folder.exists():
                     for file in files:
                         (fresh / file).replace(folder / file)
@@ -348,10 +348,3 @@ def _check_digest(version: Version, file: str, content: bytes, expected: str) ->
             f"{version.uri}: {file} is not the one that was registered: expected sha256 {expected}, got {found}; "
             "the artifact store was changed, do not use this version"
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

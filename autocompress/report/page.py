@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autocompress.files import write_bytes
 from autocompress.front.summary import SearchSummary
 from autocompress.records import FIXED, MAXIMIZED
 from autocompress.report.classes import class_section
@@ -16,7 +17,7 @@ from autocompress.report.markup import Html, join, tag
 from autocompress.report.metrics import agreement_section, metric_section
 from autocompress.report.runtime import runtime_section
 from autocompress.report.search_section import search_figures, search_section
-from autocompress.report.shell import page, write
+from autocompress.report.shell import page
 from autocompress.report.tables import facts, front_table, host_facts, lineage_facts, spans
 from autocompress.report.time_section import time_figures, time_section
 from autocompress.report.words import LABELS, duration, many, milliseconds, percent, plural, size, times
@@ -36,7 +37,8 @@ def write_page(path: Path, data: ReportData) -> Path:
         ValueError: trials are not comparable; see :func:`autocompress.front.indicators.trace`.
         OSError: the file cannot be written.
     """
-    return write(path, render(data))
+    write_bytes(path, render(data).encode())
+    return path
 
 
 def render(data: ReportData) -> str:

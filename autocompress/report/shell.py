@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
@@ -38,15 +36,3 @@ def page(title: str, body: Html, figures: Mapping[str, Figure]) -> str:
         tag("script", Html(SCRIPT)),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', body, scripts), lang='en')}\n"
-
-
-def write(path: Path, text: str) -> Path:
-    """Write a page, replacing an earlier one in a single step; returns its path.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-    return path

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autocompress.files import write_bytes
 from autocompress.records import TimeProfile
 from autocompress.report.figures import Figure
 from autocompress.report.markup import Html, tag
-from autocompress.report.shell import page, write
+from autocompress.report.shell import page
 from autocompress.report.time_figures import layers_figure, waterfall_figure
 from autocompress.report.times import BETWEEN, Change, Unit, by_kind, by_layer, unit_of
 from autocompress.report.words import milliseconds, percent, times
@@ -152,4 +153,5 @@ def write_time_page(path: Path, title: str, profile: TimeProfile) -> Path:
         time_section(profile, shown, figures),
         tag("footer", "Made by autocompress. This page loads nothing from the network."),
     )
-    return write(path, page(f"{title} · autocompress profile", body, figures))
+    write_bytes(path, page(f"{title} · autocompress profile", body, figures).encode())
+    return path

@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from autocompress.errors import TaskError
+from autocompress.files import flush, flush_folder, write_bytes
 
 Arrays = dict[str, np.ndarray]
 
@@ -175,10 +176,8 @@ def _write(arrays: Arrays, entry: Path) -> None:
             manifest[name] = _digest(plain)
             with (temporary / f"{number}.npy").open("wb") as file:
                 np.save(file, plain, allow_pickle=False)
-                _synchronize(file)
-        with (temporary / _MANIFEST).open("wb") as file:
-            file.write(json.dumps(manifest).encode())
-            _synchronize(file)
+                flush(file)
+        write_bytes(temporary / _MANIFEST, json.dumps(manifest).encode())
         if entry.exists():
             # Who has it mapped keeps its pages.
             entry.rename(temporary / "damaged")
@@ -187,16 +186,7 @@ def _write(arrays: Arrays, entry: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    parent = os.open(entry.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-
-
-def _synchronize(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    flush_folder(entry.parent)
 
 
 def _digest(array: np.ndarray) -> str:

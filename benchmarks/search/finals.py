@@ -16,10 +16,10 @@ from works import Places, Work
 
 from autocompress.compress.engine import build
 from autocompress.errors import AutocompressError
+from autocompress.files import write_bytes
 from autocompress.measure.latency import Procedure, measure
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import predict
-from autocompress.pipeline.folder import write_bytes
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.records import Plan, Record, Response
 from autocompress.rng import derive_seed

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_serializer, model_validator
 
+from autocompress.files import write_bytes
 from autocompress.front.finalists import choose_finalists
-from autocompress.pipeline.folder import read_record, write_bytes
+from autocompress.pipeline.folder import read_record
 from autocompress.records import Plan, Record
 
 #: Minutes at which every arm is asked what it would return.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.config import SearchConfig, Study
-from autocompress.pipeline.folder import write_bytes
+from autocompress.files import write_bytes
 from autocompress.space.config import load_space
 from autocompress.task import load_task
 

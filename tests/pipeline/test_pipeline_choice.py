@@ -4,8 +4,9 @@ import pytest
 
 from autocompress.config import Study
 from autocompress.errors import NoCandidateError, SearchError
+from autocompress.files import write_bytes
 from autocompress.pipeline import finalists, views
-from autocompress.pipeline.folder import StudyFolder, write_bytes, write_record
+from autocompress.pipeline.folder import StudyFolder, write_record
 from autocompress.pipeline.publish import Registered
 from autocompress.pipeline.trials import load_trials, search_front
 from autocompress.records import (

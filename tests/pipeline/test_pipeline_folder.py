@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from autocompress.errors import AutocompressError, StudyLockedError
-from autocompress.pipeline.folder import StudyFolder, read_record, write_bytes, write_record
+from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.records import Estimate, Fidelity
 
 
@@ -26,15 +26,6 @@ def test_a_changed_artifact_is_refused_by_name(tmp_path):
 def test_a_missing_artifact_is_named(tmp_path):
     with pytest.raises(AutocompressError, match=r"abc\.onnx is missing"):
         StudyFolder(tmp_path).read_artifact("abc")
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_neighbour(tmp_path):
-    path = tmp_path / "kept.json"
-    write_bytes(path, b"old")
-    with pytest.raises(TypeError):
-        write_bytes(path, "text is not bytes")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]
 
 
 def test_records_come_back_equal_and_absent_ones_as_none(tmp_path):

@@ -15,9 +15,12 @@ from autocompress.measure.kernels import trace_artifact
 from autocompress.models.bert import bert
 from autocompress.models.resnet import resnet_cifar
 from autocompress.pipeline.evaluate import Evaluator
+from autocompress.pipeline.folder import write_record
+from autocompress.pipeline.guide import study_guide
 from autocompress.pipeline.latency_knobs import ineffective, ineffective_words
 from autocompress.pipeline.latency_learning import Networks
 from autocompress.pipeline.latency_model import (
+    SKETCH,
     LatencyModelSummary,
     load_outlines,
     load_predictor,
@@ -27,7 +30,7 @@ from autocompress.pipeline.latency_model import (
 from autocompress.pipeline.latency_outline import Outlines, learn_outlines
 from autocompress.pipeline.latency_plans import spread_plans, telling
 from autocompress.pipeline.prepare import prepare
-from autocompress.pipeline.profile import without_effect
+from autocompress.pipeline.profile import profile, without_effect
 from autocompress.records import BlockDrop, Fidelity, LowRank, Plan
 from autocompress.records.outline import sites
 from autocompress.space.config import SpaceConfig, load_space
@@ -127,6 +130,7 @@ def test_choices_without_effect_are_found(learnt):
     assert "strategy=unstructured (as none)" in joint["latency_ms"]
     assert "criterion" in joint["latency_ms"]
     assert "bits" not in " ".join(joint["latency_ms"])
+    assert "blocks=" not in " ".join(joint["latency_ms"])  # how many may go at most does decide
     assert "accuracy" not in joint
     sharing = ineffective(space_of("sharing", structure), objectives, outlines, seed=0)
     assert {"codebook", "schedule"} <= set(sharing["size_bytes"])
@@ -230,6 +234,41 @@ def test_a_space_with_too_few_networks_has_no_model(tmp_path):
     assert summary.accuracy is None
     assert "expected a space of at least 18 networks" in summary.reason
     assert summary.words().startswith("No latency model: ")
+
+
+@pytest.mark.slow
+def test_a_sketch_guides_and_takes_the_place_of_no_reading(bench, tmp_path):
+    sketched = prepare(study_in(tmp_path, "sketched", latency_model="sketch"))
+    summary = study_latency_model(sketched)
+    assert summary.sketch
+    assert summary.accuracy is not None, summary
+    assert summary.networks == SKETCH.learning + SKETCH.unseen
+    # Whether it is good enough is the machine's to decide; what follows from it is not.
+    trusting = summary.model_copy(update={"accepted": True, "reason": ""})
+    write_record(sketched.folder.profile, profile(sketched).model_copy(update={"latency_model": trusting}))
+    guide = study_guide(sketched, profile(sketched))
+    small = sketched.space.plan(sketched.space.uniform(sparsity=0.5, bits=32))
+    assert guide.latency_words == "latencies by the study's model"
+    assert 0.0 < guide.latency_share(small) < guide.latency_share(Plan())
+    judged = Evaluator(sketched).judge(small, Fidelity(epochs=0.0))
+    assert "latency_ms" not in judged.predicted
+    assert trusting.words().endswith("Every candidate is measured.")
+    refused = trusting.model_copy(update={"accepted": False, "reason": "too poor"})
+    assert refused.words() == "No latency sketch: too poor. Multiply-adds guide the search."
+
+
+@pytest.mark.slow
+def test_a_sketch_that_fails_in_any_way_stops_nothing(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("of a kind that nobody thought of")
+
+    monkeypatch.setattr("autocompress.pipeline.latency_model.learn_skeleton", broken)
+    summary = study_latency_model(prepare(study_in(tmp_path, latency_model="sketch")))
+    assert summary.words() == (
+        "No latency sketch: RuntimeError: of a kind that nobody thought of. Multiply-adds guide the search."
+    )
+    with pytest.raises(RuntimeError, match="of a kind that nobody thought of"):
+        study_latency_model(prepare(study_in(tmp_path, "asked")))
 
 
 @pytest.mark.slow

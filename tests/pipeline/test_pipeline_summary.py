@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from autocompress.config import Study
+from autocompress.files import write_bytes
 from autocompress.pipeline import views
-from autocompress.pipeline.folder import StudyFolder, write_bytes, write_record
+from autocompress.pipeline.folder import StudyFolder, write_record
 from autocompress.pipeline.publish import Registered, longest_seconds
 from autocompress.pipeline.summary import search_summary
 from autocompress.records import Artifact, Baseline, Estimate, Fidelity, Host, RungResult, SearchLog, TrialRecord
