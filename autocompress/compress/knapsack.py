@@ -16,6 +16,10 @@ from autocompress.errors import CompressionError, InfeasibleError
 _TIGHTER = (0.0, 1e-6, 1e-5, 1e-4)
 
 
+#: Two pairs of a name and one of its levels.
+Pair = tuple[tuple[str, int], tuple[str, int]]
+
+
 class AtMost(NamedTuple):
     """Of some choices only so many may be made together: at most 1 they exclude each other.
 
@@ -70,19 +74,22 @@ def choose_levels(
     budget: float,
     limits: Iterable[AtMost] = (),
     *,
+    pairs: Mapping[Pair, float] | None = None,
     gap: float = 0.0,
 ) -> dict[str, int]:
     r"""The multiple-choice knapsack with side constraints, solved by branch and bound (HiGHS) to a gap.
 
     .. math::
-        \min \sum_{i,l} x_{il} L_{il} \quad \text{with} \quad \sum_l x_{il} = 1, \quad
-        \sum_{i,l} x_{il} c_{il} \le b, \quad \sum_{(i,l) \in S_k} x_{il} \le n_k, \quad x_{il} \in \{0, 1\}
+        \min \sum_{i,l} x_{il} L_{il} + \sum_{(il, jm)} x_{il} x_{jm} P_{il,jm} \quad \text{with} \quad
+        \sum_l x_{il} = 1, \quad \sum_{i,l} x_{il} c_{il} \le b, \quad
+        \sum_{(i,l) \in S_k} x_{il} \le n_k, \quad x_{il} \in \{0, 1\}
 
     Args:
         losses: name -> level -> L, any unit.
         costs: name -> level -> c, for the same names and levels.
         budget: b, in the costs' unit; may be infinite.
         limits: the sets S with their n.
+        pairs: P, what two choices lose together beyond the sum; at least 0.
         gap: share of the least loss by which the answer's may exceed it.
 
     Returns:
@@ -90,7 +97,8 @@ def choose_levels(
 
     Raises:
         InfeasibleError: even the cheapest levels that the limits allow cost more than the budget, or they allow none.
-        CompressionError: names or levels disagree, a number is not finite, or a limit names what there is not.
+        CompressionError: names or levels disagree, a number is not finite, a pair is negative, or a limit or pair names
+            what there is not.
     """
     for name in sorted({*losses, *costs}):
         ours, theirs = set(losses.get(name, ())), set(costs.get(name, ()))
@@ -100,6 +108,7 @@ def choose_levels(
             )
     keys = [(name, level) for name in sorted(losses) for level in sorted(losses[name])]
     limits = _checked(limits, set(keys))
+    extra = _extra(keys, pairs or {})
     if not keys:
         return {}
     loss = np.array([losses[name][level] for name, level in keys], dtype=float)
@@ -119,10 +128,11 @@ def choose_levels(
         )
     # The solver's tolerances are absolute: both scales are brought to about 1.
     unit = max(float(np.abs(cost).max()), abs(budget) if isfinite(budget) else 0.0) or 1.0
-    scaled = loss / (float(np.abs(loss).max()) or 1.0)
+    size = float(np.abs(loss).max()) or 1.0
+    scaled, extra = loss / size, [(first, second, more / size) for first, second, more in extra]
     for tighter in _TIGHTER:
         within = LinearConstraint(cost[None] / unit, -np.inf, allowed / unit - tighter)
-        chosen = _solved(keys, scaled, [*_one_each(keys, limits), within], gap)
+        chosen = _solved(keys, scaled, [*_one_each(keys, limits), within], gap, extra)
         if chosen is None:
             break
         if sum(costs[name][level] for name, level in chosen.items()) <= allowed:
@@ -141,6 +151,17 @@ def _checked(limits: Iterable[AtMost], known: set[tuple[str, int]]) -> tuple[AtM
                 f"allocation: limits: expected distinct choices out of the levels and a number >= 0, got {problem}"
             )
     return found
+
+
+def _extra(keys: list[tuple[str, int]], pairs: Mapping[Pair, float]) -> list[tuple[int, int, float]]:
+    """Places of both choices, and what they lose together beyond the sum."""
+    place = {key: at for at, key in enumerate(keys)}
+    for pair, more in pairs.items():
+        if not (isfinite(more) and more >= 0.0) or not all(choice in place for choice in pair):
+            raise CompressionError(
+                f"allocation: pairs: expected two of the levels and a finite number >= 0, got {pair} and {more}"
+            )
+    return [(place[first], place[second], more) for (first, second), more in pairs.items() if more > 0.0]
 
 
 def _cheapest(
@@ -172,16 +193,28 @@ def _one_each(keys: list[tuple[str, int]], limits: tuple[AtMost, ...]) -> list[L
 
 
 def _solved(
-    keys: list[tuple[str, int]], objective: np.ndarray, constraints: list[LinearConstraint], gap: float
+    keys: list[tuple[str, int]],
+    objective: np.ndarray,
+    constraints: list[LinearConstraint],
+    gap: float,
+    extra: Sequence[tuple[int, int, float]] = (),
 ) -> dict[str, int] | None:
-    """The best levels; None if there are none."""
+    """The best levels; None if there are none.
+
+    A product of two choices becomes a number z >= x + y - 1 in [0, 1], which the objective holds down to it.
+    """
+    count, more = len(keys), len(extra)
+    products = np.zeros((more, count + more))
+    for at, (first, second, _) in enumerate(extra):
+        products[at, [first, second, count + at]] = 1.0, 1.0, -1.0
+    wider = [LinearConstraint(np.pad(one.A, ((0, 0), (0, more))), one.lb, one.ub) for one in constraints]
     found = milp(
-        objective,
-        integrality=np.ones(len(keys)),
+        np.concatenate([objective, [value for *_, value in extra]]),
+        integrality=np.concatenate([np.ones(count), np.zeros(more)]),
         bounds=(0, 1),
-        constraints=constraints,
+        constraints=[*wider, LinearConstraint(products, -np.inf, 1.0)] if more else wider,
         options={"mip_rel_gap": gap},
     )
     if found.x is None:
         return None
-    return {name: level for (name, level), x in zip(keys, found.x, strict=True) if x > 0.5}
+    return {name: level for (name, level), x in zip(keys, found.x[:count], strict=True) if x > 0.5}

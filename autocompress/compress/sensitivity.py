@@ -120,6 +120,14 @@ class BlockSensitivity(Record):
         return 1
 
 
+class PairSensitivity(Record):
+    """Effect of leaving two blocks out together; `loss` and `kl` as in `GroupSensitivity`."""
+
+    blocks: tuple[str, str]
+    loss: float
+    kl: float | None = None
+
+
 class Sensitivity(Record):
     """What every single compression of a network costs, measured on the same examples.
 
@@ -129,6 +137,7 @@ class Sensitivity(Record):
         groups: one entry per group and level.
         layers: one per layer and number of bits.
         blocks: one per block.
+        pairs: one per two blocks that follow one another: leaving both out may cost far more than the sum.
     """
 
     loss: float
@@ -136,6 +145,7 @@ class Sensitivity(Record):
     groups: tuple[GroupSensitivity, ...] = ()
     layers: tuple[LayerSensitivity, ...] = ()
     blocks: tuple[BlockSensitivity, ...] = ()
+    pairs: tuple[PairSensitivity, ...] = ()
 
 
 def measure_sensitivity(
@@ -149,6 +159,7 @@ def measure_sensitivity(
     groups: Collection[str] | None = None,
     bits: Sequence[int] | Mapping[str, Sequence[int]] = (),
     blocks: bool | Collection[str] = False,
+    pairs: bool = False,
     criterion: Criterion = "magnitude",
     examples: int = 512,
     batches: int = 8,
@@ -180,6 +191,7 @@ def measure_sensitivity(
         groups: names of those that are cut; None for all.
         bits: also round each layer's weights to these, see `round_weights`; 16 is half precision. Or layer -> bits.
         blocks: also leave out each block; or their names.
+        pairs: also leave out each two of these that follow one another.
         criterion: which units go; a group that it cannot score is cut by magnitude.
         examples: how many validation examples, at most, the first ones.
         batches: of training data for the recalibration.
@@ -199,8 +211,9 @@ def measure_sensitivity(
     cut = [group for group in structure.groups if groups is None or group.name in groups]
     keeps = [(group, keep) for group in cut for keep in _widths(group, levels, round_to)]
     left_out = [block.name for block in structure.blocks if blocks is True or (blocks and block.name in blocks)]
+    together = _neighbours(left_out) if pairs else []
     rounded = [(layer, asked_bits[layer.name]) for layer in structure.layers if asked_bits.get(layer.name)]
-    total = len(keeps) + sum(len(numbers) for _, numbers in rounded) + len(left_out)
+    total = len(keeps) + sum(len(numbers) for _, numbers in rounded) + len(left_out) + len(together)
     done = 0
 
     def step() -> None:
@@ -244,20 +257,40 @@ def measure_sensitivity(
                 layers.append(LayerSensitivity(layer=layer.name, bits=number, loss=loss, kl=kl))
                 step()
             weight.copy_(kept)
-    dropped = []
-    for name in left_out:
+
+    def without(*names: str) -> tuple[float, float | None]:
         with guard():
-            module = drop_blocks(dense, (BlockDrop(block=name),), structure, example=example)
-        loss, kl = change(module)
-        dropped.append(BlockSensitivity(block=name, loss=loss, kl=kl))
+            module = drop_blocks(dense, [BlockDrop(block=name) for name in names], structure, example=example)
+        found = change(module)
         step()
+        return found
+
+    dropped, both = [], []
+    for name in left_out:
+        loss, kl = without(name)
+        dropped.append(BlockSensitivity(block=name, loss=loss, kl=kl))
+    for pair in together:
+        loss, kl = without(*pair)
+        both.append(PairSensitivity(blocks=pair, loss=loss, kl=kl))
     return Sensitivity(
         loss=reference.loss,
         criterion=criterion,
         groups=tuple(found_groups),
         layers=tuple(layers),
         blocks=tuple(dropped),
+        pairs=tuple(both),
     )
+
+
+def _neighbours(blocks: Sequence[str]) -> list[tuple[str, str]]:
+    """Each block with the next one that does not lie in it."""
+    found = []
+    for at, name in enumerate(blocks):
+        after = (other for other in blocks[at + 1 :] if not other.startswith(f"{name}."))
+        following = next(after, None)
+        if following is not None and not name.startswith(f"{following}."):
+            found.append((name, following))
+    return found
 
 
 def round_weights(weight: Tensor, bits: int, axis: int) -> Tensor:

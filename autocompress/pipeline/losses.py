@@ -1,6 +1,7 @@
 """How much a plan loses, from what each single change loses alone: interpolated, and added up.
 
-Additivity holds for small changes. It is used to order plans, never as a promise.
+Additivity holds for small changes. Where it fails most, for neighbouring blocks that are left out together, the excess
+of each pair is added. It is used to order plans, never as a promise.
 
 References:
     Cai et al., 2020, "ZeroQ: A Novel Zero Shot Quantization Framework" (sums of single divergences);
@@ -14,7 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
 from typing import NamedTuple, TypeVar
 
-from autocompress.compress.sensitivity import BlockSensitivity, GroupSensitivity, LayerSensitivity, Sensitivity
+from autocompress.compress.sensitivity import (
+    BlockSensitivity,
+    GroupSensitivity,
+    LayerSensitivity,
+    PairSensitivity,
+    Sensitivity,
+)
 from autocompress.records import Plan, Structure
 
 #: What counts as no loss at all, in nats or units of the task's loss.
@@ -25,7 +32,7 @@ _POWERS = (1.0, 4.0)
 _PER_BIT = 4.0
 #: What a change loses of which nothing was measured: all of a group, or a block.
 _UNKNOWN = 1.0
-_Measured = GroupSensitivity | LayerSensitivity | BlockSensitivity
+_Measured = GroupSensitivity | LayerSensitivity | BlockSensitivity | PairSensitivity
 _Place = TypeVar("_Place", float, int)
 
 
@@ -112,6 +119,11 @@ class Losses:
             self._bits.setdefault(layer.layer, {})[layer.bits] = value(layer)
         self._any_bits = _means((entry.bits, value(entry)) for entry in sensitivity.layers)
         self._drops = {block.block: value(block) for block in sensitivity.blocks}
+        #: Two neighbours -> what leaving both out loses beyond the sum.
+        self.pairs: dict[frozenset[str], float] = {
+            frozenset(pair.blocks): max(0.0, value(pair) - sum(self._drops.get(name, 0.0) for name in pair.blocks))
+            for pair in sensitivity.pairs
+        }
         self._any_drop = max(self._drops.values(), default=_UNKNOWN)
 
     def cut(self, group: str, keep: int) -> float:
@@ -139,7 +151,8 @@ class Losses:
         return PlanLoss(
             sum(self.cut(cut.group, cut.keep) for cut in plan.cuts),
             sum(self.rounding(entry.layer, entry.bits) for entry in plan.bits),
-            sum(self.drop(entry.block) for entry in plan.drops),
+            sum(self.drop(entry.block) for entry in plan.drops)
+            + sum(more for pair, more in self.pairs.items() if pair <= {entry.block for entry in plan.drops}),
         )
 
 

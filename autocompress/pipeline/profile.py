@@ -28,7 +28,8 @@ class Profile(Record):
         structure: groups, layers, and what is left dense and why.
         space: the size of the search space, in words.
         latency: the dense artifact's nodes with their time; empty if the target's runtime times no nodes.
-        sensitivity: what each single cut, rounding or left out block costs in loss and divergence.
+        sensitivity: what each single cut, rounding, left out block, or two neighbours of these, costs in loss and
+            divergence.
         latency_model: what became of the model, or sketch, of the target's latency; None if the study wants none.
         ineffective: objective -> kinds of parameters of the space that cannot change it here.
     """
@@ -97,11 +98,12 @@ def _sensitivity(bench: Workbench) -> Sensitivity:
         groups=cuttable(space),
         bits={layer: sorted(bits, reverse=True) for layer, bits in layers.items()},
         blocks=space.depth.droppable,
+        pairs=True,
         criterion=usual_criterion(space),
         examples=_EXAMPLES,
         fast=True,
         seed=derive_seed(bench.study.seed, "sensitivity"),
-        on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} single changes"),
+        on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} changes"),
     )
 
 

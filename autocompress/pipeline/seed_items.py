@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 
-from autocompress.compress.knapsack import AtMost
+from autocompress.compress.knapsack import AtMost, Pair
 from autocompress.pipeline.guide import PlanGuide
 from autocompress.records import Criterion, Plan
 from autocompress.space.choices import GroupChoice
@@ -98,8 +98,20 @@ class Items:
         return self.guide.losses.of(self.plan(self.dense | {item.name: level})).total
 
     def loss(self, state: State) -> float:
-        """Sum over items."""
-        return sum(self.losses[name][level] for name, level in state.items())
+        """Sum over items, and what pairs of them lose beyond it."""
+        more = sum(value for pair, value in self.pairs.items() if all(state[name] == level for name, level in pair))
+        return sum(self.losses[name][level] for name, level in state.items()) + more
+
+    @cached_property
+    def pairs(self) -> dict[Pair, float]:
+        """Two choices -> what both together lose beyond the sum, where that was measured."""
+        known = {item.name for item in self.items if item.drops}
+        found = {}
+        for pair, more in self.guide.losses.pairs.items():
+            first, second = sorted(f"block/{name}" for name in pair)
+            if {first, second} <= known:
+                found[(first, 1), (second, 1)] = more
+        return found
 
     @cached_property
     def limits(self) -> tuple[AtMost, ...]:

@@ -178,7 +178,7 @@ def ordered(
 
 
 def knapsack(items: Items, budgets: int) -> Solved:
-    r"""For each of several latencies the candidate that loses least, if losses added up.
+    r"""For each of several latencies the candidate that loses least, if losses added up but for those of neighbours.
 
     Latencies are spread geometrically between the fastest candidate that loses as good as nothing, as any slower one is
     no better, and the fastest that is not beyond hope. Each solution starts from its slower neighbour's: around that
@@ -246,7 +246,7 @@ def _within(items: Items, start: dict[str, int], budget: float, *, again: bool =
     wanted = budget
     for _ in range(_CORRECTIONS):
         try:
-            chosen = choose_levels(items.losses, costs, wanted - here, items.limits, gap=_GAP)
+            chosen = choose_levels(items.losses, costs, wanted - here, items.limits, pairs=items.pairs, gap=_GAP)
         except InfeasibleError:
             break
         reached = items.share(chosen)

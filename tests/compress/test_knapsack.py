@@ -24,6 +24,7 @@ def test_levels_are_as_good_as_the_best_of_all_combinations_that_the_limits_allo
     choices = st.sampled_from([(n, k) for n in names for k in levels[n]])
     sets = st.builds(AtMost, st.lists(choices, min_size=1, max_size=4, unique=True).map(tuple), st.integers(0, 2))
     limits = data.draw(st.lists(sets, max_size=4))
+    pairs = data.draw(st.dictionaries(st.tuples(choices, choices), st.integers(0, 60).map(float), max_size=4))
     budget = float(data.draw(st.one_of(st.integers(-500, 3000), st.just(math.inf))))
     allowed = [
         made
@@ -43,12 +44,17 @@ def test_levels_are_as_good_as_the_best_of_all_combinations_that_the_limits_allo
         with pytest.raises(InfeasibleError, match=rf"expected at least {least:g}, .* got {budget:g}"):
             choose_levels(losses, costs, budget, limits)
         return
-    found = choose_levels(losses, costs, budget, limits)
+    found = choose_levels(losses, costs, budget, limits, pairs=pairs)
     made = tuple(found[n] for n in names)
     assert made in allowed
     assert total(costs, made) <= budget
-    best = min(total(losses, made) for made in allowed if total(costs, made) <= budget)
-    assert total(losses, made) == pytest.approx(best, abs=1e-6)
+
+    def lost(made: Any) -> float:
+        both = {(n, k) for n, k in zip(names, made, strict=True)}
+        return total(losses, made) + sum(more for pair, more in pairs.items() if both.issuperset(pair))
+
+    best = min(lost(made) for made in allowed if total(costs, made) <= budget)
+    assert lost(made) == pytest.approx(best, abs=1e-6)
 
 
 def test_a_block_that_is_left_out_takes_its_groups_with_it() -> None:
@@ -60,6 +66,18 @@ def test_a_block_that_is_left_out_takes_its_groups_with_it() -> None:
     # Both together would cost 12 and lose 1.1; apart, the cheapest that keeps the outside whole costs 16.
     assert choose_levels(losses, costs, 12.0, [apart]) == {"block": 1, "inside": 4, "outside": 4}
     assert choose_levels(losses, costs, 16.0, [apart]) == {"block": 1, "inside": 4, "outside": 8}
+
+
+def test_two_that_lose_more_together_are_not_made_together() -> None:
+    losses = {name: {1: 0.0, 0: loss} for name, loss in (("a", 1.0), ("b", 1.0), ("c", 1.5))}
+    costs = {name: {1: 1.0, 0: 0.0} for name in losses}
+    assert choose_levels(losses, costs, 1.0) == {"a": 0, "b": 0, "c": 1}
+    more = {(("a", 0), ("b", 0)): 1.0}
+    assert sorted(choose_levels(losses, costs, 1.0, pairs=more).items())[2] == ("c", 0)
+    with pytest.raises(
+        CompressionError, match=r"pairs: expected two of the levels and a finite number >= 0, got .* -1"
+    ):
+        choose_levels(losses, costs, 1.0, pairs={(("a", 0), ("b", 0)): -1.0})
 
 
 def test_of_several_choices_only_so_many_are_made() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -77,6 +78,7 @@ def test_every_group_layer_and_block_is_measured_as_if_compressed_alone(network:
     assert [(e.layer, e.bits) for e in found.layers] == [(x.name, b) for x in structure.layers for b in (8, 2)]
     assert [e.block for e in found.blocks] == [b.name for b in structure.blocks]
     assert found.blocks
+    assert not found.pairs
     total = len(found.groups) + len(found.layers) + len(found.blocks)
     assert progress == [(i + 1, total) for i in range(total)]
 
@@ -98,6 +100,24 @@ def test_every_group_layer_and_block_is_measured_as_if_compressed_alone(network:
     # Two bits hurt more than eight, in every layer.
     assert all(coarse.kl > fine.kl for fine, coarse in zip(found.layers[::2], found.layers[1::2], strict=True))
     assert all(math.isfinite(e.loss) and e.kl >= 0 for e in found.groups)
+
+
+def test_neighbouring_blocks_are_left_out_together() -> None:
+    task = toy()
+    torch.manual_seed(0)
+    dense = resnet_cifar(depth=20, widths=(4, 4, 4), classes=4, channels=1, shortcut="projection")
+    structure = find_structure(dense, task.example_input())
+    ask: Any = {"round_to": 2, "groups": (), "blocks": True, "examples": 64, "batches": 1, "seed": 0}
+    found = measure_sensitivity(task, dense, structure, NONE, pairs=True, **ask)
+    assert len(found.blocks) >= 3
+    assert [e.blocks for e in found.pairs] == list(itertools.pairwise(e.block for e in found.blocks))
+    both, example = found.pairs[0], task.example_input()
+    module = drop_blocks(dense, [BlockDrop(block=name) for name in both.blocks], structure, example=example)
+    expected = naive(task, dense, recalibrate_bn(module, task, batches=1), 64)
+    assert (both.loss, both.kl) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    outer = structure.blocks[0].model_copy(update={"name": "body"})
+    nested = structure.model_copy(update={"blocks": (outer, *structure.blocks[:1])})
+    assert not measure_sensitivity(task, dense, nested, NONE, pairs=True, **ask).pairs
 
 
 def test_by_default_groups_are_halved_and_narrow_ones_left_out(network: Any) -> None:

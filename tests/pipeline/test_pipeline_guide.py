@@ -14,6 +14,7 @@ from small_networks import KINDS, network, sensitivity, space, space_of, structu
 from autocompress.compress.artifact import describe
 from autocompress.compress.export import export_onnx
 from autocompress.compress.quantize import quantize
+from autocompress.compress.sensitivity import PairSensitivity
 from autocompress.compress.skeleton import learn_skeleton
 from autocompress.compress.statistics import Statistics
 from autocompress.errors import InfeasibleError
@@ -196,6 +197,12 @@ def test_losses_add_up_and_what_was_not_measured_is_like_the_rest() -> None:
     assert told.cuts == pytest.approx(losses.cut(first.name, 8) + losses.cut(second.name, 8))
     assert (told.bits, told.drops) == (losses.rounding(layer, 8), losses.drop(block))
     assert told.total == pytest.approx(told.cuts + told.bits + told.drops)
+    # Of two neighbours that are left out together the excess counts once.
+    pair = PairSensitivity(blocks=(block, "other"), loss=9.0, kl=9.0)
+    paired = Losses(found, sensitivity(kind).model_copy(update={"pairs": (pair,)}))
+    both = plan.model_copy(update={"drops": (*plan.drops, BlockDrop(block="other"))})
+    assert paired.of(plan).drops == told.drops
+    assert paired.of(both).drops == pytest.approx(9.0 + paired.drop("other"))
     # Fewer bits lose more, also where they were not measured.
     assert losses.rounding(layer, 32) == 0.0 < losses.rounding(layer, 8) < losses.rounding(layer, 6)
     assert losses.rounding(layer, 6) < losses.rounding(layer, 4) < losses.rounding(layer, 2)
