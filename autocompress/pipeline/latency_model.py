@@ -174,7 +174,7 @@ def study_latency_model(bench: Workbench, networks: Networks | None = None) -> L
     # Of the few networks that a sketch is judged on, the order tells nothing.
     gap = math.inf if sketch else settings.latency_model_tau_gap
     reason = refusal(accuracy, error=limit, tau_gap=gap)
-    summary = LatencyModelSummary(
+    return LatencyModelSummary(
         key=key,
         kind=kept.model.kind,
         networks=kept.networks,
@@ -186,8 +186,6 @@ def study_latency_model(bench: Workbench, networks: Networks | None = None) -> L
         reused=reused,
         sketch=sketch,
     )
-    reporter().stage("profile", summary.words())
-    return summary
 
 
 def load_predictor(bench: Workbench, summary: LatencyModelSummary) -> LatencyPredictor | None:

@@ -68,6 +68,8 @@ def profile(bench: Workbench) -> Profile:
         baseline=bench.host,
     )
     model = study_latency_model(bench) if bench.study.measure.latency_model != "off" else None
+    if model is not None:
+        report.stage("profile", model.words())
     found = Profile(
         structure=structure,
         space=bench.space.describe(),
