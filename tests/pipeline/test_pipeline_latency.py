@@ -249,7 +249,8 @@ def test_a_sketch_guides_and_takes_the_place_of_no_reading(bench, tmp_path):
     guide = study_guide(sketched, profile(sketched))
     small = sketched.space.plan(sketched.space.uniform(sparsity=0.5, bits=32))
     assert guide.latency_words == "latencies by the study's model"
-    assert 0.0 < guide.latency_share(small) < guide.latency_share(Plan())
+    predicted = load_predictor(sketched, trusting).predict(small).value
+    assert guide.latency_share(small) == pytest.approx(predicted / sketched.prepared.baseline.latency_ms)
     judged = Evaluator(sketched).judge(small, Fidelity(epochs=0.0))
     assert "latency_ms" not in judged.predicted
     assert trusting.words().endswith("Every candidate is measured.")
