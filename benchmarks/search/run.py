@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -132,7 +133,8 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
         closed = [
             k for k in dict.fromkeys([DENSE, EIGHT, *ends]) if not {"test", "failed"} & kept.values.get(k, {}).keys()
         ]
-        ask_judges(options, places, work, kept, candidates, closed, "test", until)
+        # It is short, and what there is may be opened when no time is left for more of it.
+        ask_judges(options, places, work, kept, candidates, closed, "test", math.inf)
 
 
 def ask_judges(
