@@ -39,6 +39,7 @@ def draw_time(
 ) -> None:
     """Share of the reference hypervolume over minutes: medians over seeds, with their intervals."""
     figure, axes = pyplot.subplots(figsize=(8.4, 5.0), layout="constrained")
+    lowest = 1.0
     for arm in (arm for arm in ARMS if arm in outcome.arms):
         runs = outcome.of(arm)
         moments, spans = [], []
@@ -51,15 +52,17 @@ def draw_time(
             continue
         color, dashes = LOOKS[arm]
         width = 2.4 if arm == "ours" else 1.5
-        axes.plot(moments, [s.value for s in spans], dashes, color=color, linewidth=width, label=ARMS[arm].title)
-        axes.fill_between(
-            moments, [s.low for s in spans], [s.high for s in spans], color=color, alpha=0.10, linewidth=0
-        )
+        values, low, high = zip(*spans, strict=True)
+        # What is returned stays so until the next moment that was asked at.
+        look = {"color": color, "linewidth": width, "label": ARMS[arm].title, "drawstyle": "steps-post"}
+        axes.plot(moments, values, dashes, **look)
+        axes.fill_between(moments, low, high, step="post", color=color, alpha=0.10, linewidth=0)
+        lowest = min([lowest, *(value for value in values if value > 0.0)])
     for share in (0.90, 0.95):
         axes.axhline(share, color="black", linewidth=0.6, linestyle=(0, (1, 3)))
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
-    axes.set_ylim(0.0, 1.02)
+    axes.set_ylim(max(0.0, lowest - 0.05), 1.01)
     axes.set_xlabel("minutes on one core")
     axes.set_ylabel("hypervolume, share of the reference set's")
     axes.set_title(f"{title}: what each would have returned, recovered alike", loc="left", fontsize=11)
