@@ -151,7 +151,8 @@ def ask_judges(
     if not keys:
         return
     cut = [key for key in keys if key in candidates and candidates[key].ratio is not None]
-    for some, name in (([key for key in keys if key not in cut], "own"), (cut, "torch-pruning")):
+    # The few first: they are an arm of their own.
+    for some, name in ((cut, "torch-pruning"), ([key for key in keys if key not in cut], "own")):
         if not some:
             continue
         python = python_of(name, places.output)
