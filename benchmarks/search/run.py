@@ -130,9 +130,8 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
     if options.test:
         shortest = min((run.minutes for run in runs), default=0.0)
         ends = [key for run in runs for key in run.front(shortest)]
-        closed = [
-            k for k in dict.fromkeys([DENSE, EIGHT, *ends]) if not {"test", "failed"} & kept.values.get(k, {}).keys()
-        ]
+        known = {key: kept.values.get(key, {}) for key in (DENSE, EIGHT, *ends)}
+        closed = [key for key, found in known.items() if "selection" in found and "test" not in found]
         # It is short, and what there is may be opened when no time is left for more of it.
         ask_judges(options, places, work, kept, candidates, closed, "test", math.inf)
 
