@@ -280,11 +280,14 @@ def print_profile(found: Profile) -> None:
     out.print(groups)
     if structure.blocks:
         out.print()
-        blocks = _titled("blocks: KL when left out", "block", "time", "KL")
+        columns = ("block", "time", "KL", *(("together with",) if costs.pairs else ()))
+        blocks = _titled("blocks: KL when left out", *columns)
         left_out = {s.block: s for s in costs.blocks}
+        followed = {s.blocks[0]: f"{escape(s.blocks[1])}: {_cost(s.kl, s.loss)}" for s in costs.pairs}
         for block in structure.blocks:
             gone = left_out.get(block.name)
-            blocks.add_row(escape(block.name), share(block.layers), _cost(gone.kl, gone.loss) if gone else "")
+            cells = (_cost(gone.kl, gone.loss) if gone else "", followed.get(block.name, ""))
+            blocks.add_row(escape(block.name), share(block.layers), *cells[: len(columns) - 2])
         out.print(blocks)
     if costs.layers:
         out.print()

@@ -206,7 +206,9 @@ def _solved(
     count, more = len(keys), len(extra)
     products = np.zeros((more, count + more))
     for at, (first, second, _) in enumerate(extra):
-        products[at, [first, second, count + at]] = 1.0, 1.0, -1.0
+        products[at, first] += 1.0
+        products[at, second] += 1.0  # twice the same: a choice that has a price of its own
+        products[at, count + at] = -1.0
     wider = [LinearConstraint(np.pad(one.A, ((0, 0), (0, more))), one.lb, one.ub) for one in constraints]
     found = milp(
         np.concatenate([objective, [value for *_, value in extra]]),

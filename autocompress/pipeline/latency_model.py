@@ -160,9 +160,9 @@ def study_latency_model(bench: Workbench, networks: Networks | None = None) -> L
     if kept is None:
         try:
             kept = _learn(bench, networks)
+        except AutocompressError as error:
+            return LatencyModelSummary(reason=str(error), sketch=sketch)
         except Exception as error:
-            if isinstance(error, AutocompressError):
-                return LatencyModelSummary(reason=str(error), sketch=sketch)
             if not sketch:
                 raise
             # Nobody asked for a sketch by name: whatever is wrong with it stops no study.

@@ -74,6 +74,8 @@ def test_two_that_lose_more_together_are_not_made_together() -> None:
     assert choose_levels(losses, costs, 1.0) == {"a": 0, "b": 0, "c": 1}
     more = {(("a", 0), ("b", 0)): 1.0}
     assert sorted(choose_levels(losses, costs, 1.0, pairs=more).items())[2] == ("c", 0)
+    alone = {(("a", 0), ("a", 0)): 0.7}  # a choice with a price of its own
+    assert choose_levels(losses, costs, 1.0, pairs=alone) == {"a": 1, "b": 0, "c": 0}
     with pytest.raises(
         CompressionError, match=r"pairs: expected two of the levels and a finite number >= 0, got .* -1"
     ):

@@ -1,10 +1,13 @@
-"""A suggester for the tests of this folder."""
+"""A suggester for the tests of this folder, and what every plan that it leads to has to hold."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from typing import Any
+
+from autocompress.records import Plan
+from autocompress.space.space import Space
 
 
 class Draws:
@@ -28,3 +31,11 @@ class Draws:
         self.asked.append(name)
         assert len(choices) > 1
         return self.answers.get(name, self.random.choice(choices))
+
+
+def assert_comes_back(space: Space, plan: Plan) -> None:
+    """A plan survives the way to parameters, and to JSON, and back; parameters the way to a plan."""
+    params = space.params(plan)
+    assert space.plan(params) == plan
+    assert space.params(space.plan(params)) == params
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan

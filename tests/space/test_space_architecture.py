@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_draws import Draws
+from random_draws import Draws, assert_comes_back
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import (
@@ -90,10 +90,7 @@ def test_plans_survive_the_way_to_parameters_and_back(space: Space, seed: int) -
     params = space.suggest(draws)
     assert draws.asked == list(params)
     plan = space.plan(params)
-    found = space.params(plan)
-    assert space.plan(found) == plan
-    assert space.params(space.plan(found)) == found
-    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert_comes_back(space, plan)
     built = params["architecture"] == "built"
     assert (plan.architecture is not None) == built == starts_untrained(plan) or plan.schedule != Plan().schedule
     if built:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_draws import Draws
+from random_draws import Draws, assert_comes_back
 
 from autocompress.errors import ConfigError, InfeasibleError
 from autocompress.records import ChannelCut, Group, Layer, LayerBits, Plan, Structure, Use, WeightMask
@@ -93,11 +93,7 @@ def spaces(draw: st.DrawFn) -> Space:
 @settings(max_examples=300, deadline=None)
 @given(space=spaces(), seed=st.integers(0, 10**6))
 def test_plan_survives_the_way_to_parameters_and_back(space: Space, seed: int) -> None:
-    plan = space.plan(space.suggest(Draws(seed)))
-    params = space.params(plan)
-    assert space.plan(params) == plan
-    assert space.params(space.plan(params)) == params
-    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert_comes_back(space, space.plan(space.suggest(Draws(seed))))
 
 
 @settings(max_examples=200, deadline=None)

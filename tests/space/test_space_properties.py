@@ -6,12 +6,9 @@ from math import prod
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_draws import Draws
+from random_draws import Draws, assert_comes_back
 from random_spaces import spaces
 
-from autocompress.records import (
-    Plan,
-)
 from autocompress.space.draft import effective
 from autocompress.space.space import MAX_SEEDS, Space
 
@@ -21,11 +18,7 @@ SLOW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCh
 @SLOW
 @given(space=spaces(), seed=st.integers(0, 10**6))
 def test_plan_survives_the_way_to_parameters_and_back(space: Space, seed: int) -> None:
-    plan = space.plan(space.suggest(Draws(seed)))
-    params = space.params(plan)
-    assert space.plan(params) == plan
-    assert space.params(space.plan(params)) == params
-    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert_comes_back(space, space.plan(space.suggest(Draws(seed))))
 
 
 @SLOW
