@@ -152,7 +152,7 @@ class Losses:
         return PlanLoss(
             sum(self.cut(cut.group, cut.keep) for cut in plan.cuts),
             sum(self.rounding(entry.layer, entry.bits) for entry in plan.bits),
-            sum(self.drop(block) for block in dropped)
+            sum(self.drop(entry.block) for entry in plan.drops)
             + sum(more for pair, more in self.pairs.items() if pair <= dropped),
         )
 
