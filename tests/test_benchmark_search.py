@@ -53,10 +53,18 @@ def test_reference_is_what_nothing_dominates_inside_the_box(modules):
 
 def test_time_to_is_the_first_moment_and_infinite_if_there_is_none(modules):
     time_to = modules.compare.time_to
-    curve = {1.0: 0.3, 2.0: None, 5.0: 0.9, 10.0: 0.8}
+    curve = {5.0: 0.9, 1.0: 0.3, 10.0: 0.8}
     assert time_to(curve, 0.3) == 1.0
     assert time_to(curve, 0.85) == 5.0
     assert math.isinf(time_to(curve, 0.95))
+
+
+def test_time_to_is_not_known_behind_a_moment_that_is_not(modules):
+    time_to = modules.compare.time_to
+    curve = {1.0: 0.3, 2.0: None, 5.0: 0.9, 10.0: 0.8}
+    assert time_to(curve, 0.3) == 1.0
+    assert time_to(curve, 0.85) is None
+    assert time_to(curve, 0.95) is None
 
 
 def test_median_of_three_seeds_has_their_range_as_interval(modules):

@@ -74,15 +74,20 @@ def reference(sets: Sequence[np.ndarray]) -> np.ndarray:
     return np.unique(inside[moocore.is_nondominated(inside)], axis=0)
 
 
-def time_to(curve: Mapping[float, float | None], target: float) -> float:
-    """The first moment at which a curve is at a target, `inf` if it never is; moments that are not known are left out.
+def time_to(curve: Mapping[float, float | None], target: float) -> float | None:
+    """The first moment at which a curve is at a target; `inf` if it never is; None if a moment before is not known.
 
     Args:
         curve: moment -> hypervolume; None where it is not known.
         target: hypervolume.
     """
-    there = [moment for moment, value in curve.items() if value is not None and value >= target - 1e-12]
-    return min(there, default=math.inf)
+    for moment in sorted(curve):
+        value = curve[moment]
+        if value is None:
+            return None
+        if value >= target - 1e-12:
+            return moment
+    return math.inf
 
 
 def median(values: Sequence[float], seed: int = 0) -> Span:

@@ -45,7 +45,7 @@ def draw_time(
         moments, spans = [], []
         for moment in sorted({m for run in runs for m in curves[arm, run.seed]}):
             found = [value / full for run in runs if (value := curves[arm, run.seed].get(moment)) is not None]
-            if found:
+            if len(found) == len(runs):  # of fewer seeds it would be another curve
                 moments.append(moment)
                 spans.append(median(found))
         if not moments:

@@ -16,6 +16,8 @@ TARGETS = (0.90, 0.95, 0.99)
 #: How much accuracy a shipped network may lose.
 LOSS = 0.01
 OURS, TP = "ours", "torch-pruning"
+#: In a cell that rests on a candidate which is not judged yet.
+OPEN = "not judged"
 
 
 def page(outcomes: Mapping[str, Outcome], folder: Path) -> str:
@@ -68,7 +70,7 @@ def ground(work: Work, outcome: Outcome) -> list[str]:
     noisy = sum(bool(finals.get(key, {}).get("noisy")) for key in keys)
     lines += [
         f"{len(keys)} candidates were on a returned front: {missing} are not judged yet, {failed} failed in the final "
-        f"recovery, {noisy} readings stayed noisy. A moment of which a member is not judged is left out."
+        f"recovery, {noisy} readings stayed noisy. What rests on one of these is left open."
     ]
     notes = sum(len(run.notes) for run in runs if run.arm != "moasha")
     if notes:
@@ -86,11 +88,10 @@ def over_time(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: fl
         runs = outcome.of(arm)
         times = [[time_to(curves[arm, run.seed], share * full) for run in runs] for share in TARGETS]
         shares = [[curves[arm, run.seed].get(m) for run in runs] for m in moments]
-        known = [[value / full for value in some if value is not None] for some in shares]
         rows.append(
             [ARMS[arm].title, len(runs), f"{median([len(run.steps) for run in runs]).value:g}"]
-            + [told_times(some, outcome.horizon(arm)) for some in times]
-            + [told(median(some), 3) if some else "–" for some in known]
+            + [told_times(known, outcome.horizon(arm)) if (known := complete(some)) else OPEN for some in times]
+            + [told(median([x / full for x in known]), 3) if (known := complete(some)) else OPEN for some in shares]
         )
     words = [
         "Minutes to so much of the reference hypervolume, and share of it at moments: median over seeds, and its 95% "
@@ -112,12 +113,13 @@ def against(outcome: Outcome, curves: Mapping[tuple[str, int], dict], full: floa
             continue
         cells: list[str] = []
         for share in TARGETS:
-            a, b = ([time_to(curves[name, seed], share * full) for seed in seeds] for name in (OURS, arm))
-            cells.append(told_ratio(sooner(a, b, (outcome.horizon(OURS), outcome.horizon(arm))), a, b))
+            a, b = (complete([time_to(curves[name, s], share * full) for s in seeds]) for name in (OURS, arm))
+            horizons = (outcome.horizon(OURS), outcome.horizon(arm))
+            cells.append(told_ratio(sooner(a, b, horizons), a, b) if a and b else OPEN)
         for moment in moments:
-            pairs = [(curves[OURS, s].get(moment), curves[arm, s].get(moment)) for s in seeds]
-            found = [x / y if y else math.inf for x, y in pairs if x is not None and y is not None]
-            cells.append(told(median(found), 2) if found else "not judged")
+            a, b = (complete([curves[name, s].get(moment) for s in seeds]) for name in (OURS, arm))
+            found = [x / y if y else math.inf for x, y in zip(a, b, strict=True)] if a and b else []
+            cells.append(told(median(found), 2) if found else OPEN)
         rows.append([ARMS[arm].title, len(seeds), *cells])
     if not rows:
         return []
@@ -152,6 +154,9 @@ def shipped(outcome: Outcome) -> list[str]:
     dense, eight = outcome.finals[DENSE], outcome.finals[EIGHT]
     rows = []
     for arm in ordered(outcome):
+        if any(outcome.end(run) is None for run in outcome.of(arm)):
+            rows.append([ARMS[arm].title, OPEN, "", "", ""])
+            continue
         keys = [outcome.shipped(run, LOSS) for run in outcome.of(arm)]
         good = [outcome.finals[key] for key in keys if key is not None and "test" in outcome.finals[key]]
         if not good:
@@ -195,6 +200,12 @@ def against_torch_pruning(outcome: Outcome) -> list[str]:
     ]
     header = ["seed", "its test loss, points", "its latency / dense", "ours", "ours / its"]
     return words + table(header, sorted(rows, key=lambda row: (row[0], float(row[1]))))
+
+
+def complete(values: Sequence[float | None]) -> list[float]:
+    """The values of all seeds; none at all if one is not known, as those of fewer seeds would compare with nothing."""
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
 
 
 def ordered(outcome: Outcome) -> list[str]:
