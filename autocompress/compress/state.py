@@ -49,13 +49,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, notes: Mapping
 
     Args:
         tensors: name -> tensor; tied tensors are written once per name.
-        path: the file; its folder is made if there is none.
+        path: the file; its folder must exist: one that was removed, as a finished candidate's is, stays so.
         notes: what the tensors are, name -> text; under the hash too. `load_noted` gives them back.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what was under `path` is unchanged.
+        OSError: the folder is missing or the disk is full; what was under `path` is unchanged.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a folder {path.parent} to write to, got none")
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     told = dict(notes or {})
     write_bytes(path, save(plain, metadata={**told, _HASH: _digest(plain, told)}))

@@ -52,3 +52,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     with pytest.raises(OSError, match="folder"):  # a folder is in the way of the rename
         save_tensors({"a": torch.zeros(1)}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(FileNotFoundError, match=r"a\.safetensors: expected a folder .*gone to write to, got none"):
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "gone" / "a.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
