@@ -37,6 +37,7 @@ from autocompress.records import (
     minimized,
 )
 from autocompress.rng import derive_seed
+from autocompress.space.space import Space
 
 #: The rung of finalists: recovery in full.
 FULL = -1
@@ -115,7 +116,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         return earlier
 
     each = f"{fidelity.epochs:g} epoch{'' if fidelity.epochs == 1 else 's'} each"
-    report.stage("finalists", f"recovering {len(chosen)} finalists, {each}")
+    report.stage("finalists", f"recovering {len(chosen)} finalists, {each}{_unseen_words(chosen)}")
     start_ray()
     outcomes = _recover(bench, [t.plan for t in chosen if t.plan is not None], fidelity, f"recovered {{}}, {each}")
     failed = {t.number: str(o) for t, o in zip(chosen, outcomes, strict=True) if isinstance(o, Exception)}
@@ -239,8 +240,9 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
     """The candidates that are recovered in full: one per physical candidate, by non-dominated rank, spread out.
 
     Feasible complete trials come first. Places that are left go to trials whose latency stayed noisy, which cannot be
-    ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first:
-    so a search that is stopped early still gives the best that it knows.
+    ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first;
+    then to seeds that were not reached, in their order, which spreads them over latency. So a search that is stopped
+    early still gives the best that it knows.
 
     Args:
         bench: the prepared study.
@@ -257,11 +259,12 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
         for t in reversed(trials)
         if t.state in ("running", "paused", "stopped") and t.rungs and t.plan is not None and t.plan.key not in known
     }
-    if not known and not early:
+    unseen = _unseen(bench.space, trials)
+    if not known and not early and not unseen:
         first = next((t.reason for t in trials if t.state == "failed"), "no reason known")
         raise SearchError(f"all {len(trials)} trials of study {study.name!r} failed; the first: {first}")
     feasible = [t for t in known.values() if t.feasible]
-    if not feasible and not early:
+    if not feasible and not early and not unseen:
         found = [as_point(f"trial {t.number}", t.measurement) for t in known.values() if t.measurement]
         raise NoCandidateError(
             f"no candidate of study {study.name!r} meets its constraints.\n" + nearest(found, study.bounds)
@@ -278,7 +281,26 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
     for rung in reversed(range(len(study.search.ladder) - 1)):
         some = [t for t in early.values() if t.rungs[-1].fidelity.rung == rung]
         add(some, [t.rungs[-1].values for t in some])
-    return chosen
+    return chosen + unseen[: study.finalists.count - len(chosen)]
+
+
+def _unseen(space: Space, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Seeds that wait, or ran when the search was stopped, of which nothing was judged; distinct, with their plans."""
+    seen = {t.plan.key for t in trials if t.plan is not None and (t.measurement is not None or t.rungs)}
+    found: dict[str, TrialRecord] = {}
+    for trial in trials:
+        begun = trial.state in ("waiting", "running") or trial.reason.startswith("time:")
+        if not begun or trial.rungs or not trial.origin.startswith("seed:"):
+            continue
+        plan = trial.plan or space.plan(trial.params)
+        if plan.key not in seen:
+            found.setdefault(plan.key, trial.model_copy(update={"plan": plan}))
+    return list(found.values())
+
+
+def _unseen_words(chosen: Sequence[TrialRecord]) -> str:
+    count = sum(trial.measurement is None and not trial.rungs for trial in chosen)
+    return f"; the search did not come to {count} of them, which are seeds" if count else ""
 
 
 def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> tuple[list[Measurement], Estimate | None]:

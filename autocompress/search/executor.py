@@ -85,15 +85,18 @@ def search(
                     done = ledger.count(*ENDED)
                     raise stop.error(f"after {done} of {settings.trials} trials")
             searcher.close()
-    if not any(t.measurement is not None or t.rungs for t in ledger.trials() if t.state != "failed"):
-        first = next((t for t in ledger.trials() if t.state == "failed"), None)
-        if first is None:
+    trials = ledger.trials()
+    if not any(t.measurement is not None or t.rungs for t in trials if t.state != "failed"):
+        first = next((t for t in trials if t.state == "failed"), None)
+        if first is not None:
+            raise SearchError(
+                f"all {ledger.count('failed')} trials failed; the first, trial {first.number}: {first.reason}"
+            )
+        # Seeds that time left none for may still be recovered in full.
+        if not any(t.state == "waiting" for t in trials):
             raise SearchError(
                 f"no candidate was judged within search.time_s, {settings.time_s:g} seconds; give the search more time"
             )
-        raise SearchError(
-            f"all {ledger.count('failed')} trials failed; the first, trial {first.number}: {first.reason}"
-        )
 
 
 def _proposer(

@@ -30,7 +30,7 @@ def study_in(folder, **changes):
 
 
 def trial(number, accuracy=0.9, latency=1.0, *, noisy=False, feasible=True):
-    plan = Plan(cuts=(ChannelCut(group="g", keep=8 * (number + 1), criterion="magnitude"),))
+    plan = cut_to(8 * (number + 1))
     reading = LatencyReading(
         latency_ms=Estimate.exact(latency), ratio=Estimate.exact(latency), baseline_ms=1.0, p90_ms=1.0, p99_ms=1.0,
         rounds=20, batch_size=1, threads=1, load=0.0, noisy=noisy,
@@ -46,8 +46,13 @@ def trial(number, accuracy=0.9, latency=1.0, *, noisy=False, feasible=True):
     )
 
 
+def cut_to(keep):
+    return Plan(cuts=(ChannelCut(group="g", keep=keep, criterion="magnitude"),))
+
+
 def chosen(folder, trials, count=2, **changes):
-    bench = SimpleNamespace(study=study_in(folder, finalists={"count": count}, **changes))
+    space = SimpleNamespace(plan=lambda params: cut_to(params["keep"]))
+    bench = SimpleNamespace(study=study_in(folder, finalists={"count": count}, **changes), space=space)
     return [t.number for t in finalists.choose(bench, trials)]
 
 
@@ -104,8 +109,7 @@ def judged(number, accuracy, latency, *, rung=0, state="stopped"):
     rungs = tuple(
         RungResult(plan_key=f"{number}", fidelity=Fidelity(epochs=0.0, rung=i), values=values) for i in range(rung + 1)
     )
-    plan = Plan(cuts=(ChannelCut(group="g", keep=1 + number, criterion="magnitude"),))
-    return TrialRecord(number=number, state=state, plan=plan, rungs=rungs)
+    return TrialRecord(number=number, state=state, plan=cut_to(1 + number), rungs=rungs)
 
 
 def test_places_that_are_left_go_to_the_best_of_the_highest_rung(tmp_path):
@@ -123,3 +127,34 @@ def test_places_that_are_left_go_to_the_best_of_the_highest_rung(tmp_path):
 
 def test_a_search_that_was_stopped_before_any_candidate_was_complete_still_gives_its_best(tmp_path):
     assert sorted(chosen(tmp_path, [judged(1, 0.5, 0.5), judged(2, 0.4, 0.6), judged(4, 0.3, 0.4)])) == [1, 4]
+
+
+def seed(number, keep, state="waiting", *, plan=False, reason=""):
+    """A seed of which nothing was judged."""
+    known = cut_to(keep) if plan else None
+    return TrialRecord(
+        number=number, state=state, origin=f"seed:{keep}", params={"keep": keep}, plan=known, reason=reason
+    )
+
+
+def test_seeds_that_the_search_did_not_come_to_take_the_last_places_in_their_order(tmp_path):
+    trials = [
+        trial(0, 0.9, 1.0),
+        judged(1, 0.5, 0.5),
+        seed(2, 40, "stopped", plan=True, reason="time: the 4 s of the search were over"),
+        seed(3, 41, "stopped", plan=True, reason="hopeless: predicted to be far behind"),
+        seed(4, 42, "failed", plan=True, reason="export: no way"),
+        TrialRecord(number=5, state="waiting", params={"keep": 43}),  # a sampler's
+        seed(6, 8),  # the plan of trial 0
+        seed(7, 44),
+        seed(8, 44),
+        seed(9, 45),
+        seed(10, 46),
+    ]
+    assert chosen(tmp_path, trials, count=2) == [0, 1]
+    assert chosen(tmp_path, trials, count=5) == [0, 1, 2, 7, 9]
+
+
+def test_seeds_are_worth_recovering_though_nothing_was_judged(tmp_path):
+    assert chosen(tmp_path, [seed(0, 40), seed(1, 41), seed(2, 42)]) == [0, 1]
+    assert chosen(tmp_path, [trial(0, feasible=False), seed(1, 41)]) == [1]

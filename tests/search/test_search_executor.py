@@ -186,7 +186,9 @@ def test_a_search_ends_when_its_time_is_over_with_what_it_has(tmp_path: Path) ->
     assert reasons <= {"rung", "time"}
     # The budget is of the search, not of each run.
     with pytest.raises(SearchError, match=r"no candidate was judged within search\.time_s, 4 seconds"):
-        run(tmp_path / "new", 50, time_s=4.0, spent_s=4.0)
+        run(tmp_path / "new", 50, seeds=(), time_s=4.0, spent_s=4.0)
+    # Seeds are worth something without having been judged: they are left for whoever chooses finalists.
+    assert [t.state for t in run(tmp_path / "seeds", 50, time_s=4.0, spent_s=4.0)] == ["waiting", "waiting"]
 
 
 class RepeatingSpace(ToySpace):

@@ -87,7 +87,10 @@ def note(bench: Workbench, recorder: Recorder, trials: Sequence[TrialRecord]) ->
             recorder.tell(Candidate(plan=trial.plan), error, ratio, epochs, seconds=seconds(trial.finished))
     for minutes in checkpoints(recorder.minutes):
         then = recorder.began + timedelta(minutes=minutes)
-        recorder.fronts[minutes] = returned(bench, as_of(trials, then))
+        front = returned(bench, as_of(trials, then))
+        for candidate in front:
+            recorder.knows(candidate)  # seeds among them that nothing was judged of
+        recorder.fronts[minutes] = tuple(candidate.key for candidate in front)
     recorder.notes += [f"trial {t.number}: {t.reason}"[:300] for t in trials if t.state == "failed"][:20]
 
 
@@ -96,24 +99,32 @@ def _point(values: Mapping[str, Estimate], dense_ms: float) -> tuple[float, floa
 
 
 def as_of(trials: Sequence[TrialRecord], then: datetime) -> tuple[TrialRecord, ...]:
-    """A ledger as it was at a moment: trials that had begun, with what they had been judged."""
+    """A ledger as it was at a moment: trials with what they had been judged, and the seeds that waited.
+
+    Seeds are there before the first trial begins; until then there is nothing.
+    """
+    began = min((trial.started for trial in trials if trial.started is not None), default=None)
+    if began is None or began > then:
+        return ()
     found = []
     for trial in trials:
-        if trial.started is None or trial.started > then:
+        waits = trial.started is None or trial.started > then
+        if waits and not trial.origin.startswith("seed:"):
             continue
         if trial.finished is not None and trial.finished <= then:
             found.append(trial)
             continue
         rungs = tuple(rung for rung in trial.rungs if rung.judged is not None and rung.judged <= then)
         known = {"rungs": rungs, "measurement": None, "finished": None, "reason": "", "violations": {}}
-        found.append(trial.model_copy(update={**known, "state": "paused" if rungs else "running"}))
+        state = "waiting" if waits else "paused" if rungs else "running"
+        found.append(trial.model_copy(update={**known, "state": state}))
     return tuple(found)
 
 
-def returned(bench: Workbench, trials: Sequence[TrialRecord]) -> tuple[str, ...]:
-    """What the product would recover in full, if it were stopped here; nothing before anything was judged."""
+def returned(bench: Workbench, trials: Sequence[TrialRecord]) -> tuple[Candidate, ...]:
+    """What the product would recover in full, if it were stopped here; nothing before the seeds are known."""
     try:
         found = choose(bench, trials)
     except (SearchError, NoCandidateError):
         return ()
-    return tuple(trial.plan.key for trial in found if trial.plan is not None)[:MEMBERS]
+    return tuple(Candidate(plan=trial.plan) for trial in found if trial.plan is not None)[:MEMBERS]
