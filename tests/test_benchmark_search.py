@@ -162,8 +162,8 @@ def test_front_has_eight_members_at_most(modules):
 
 
 def test_checkpoints_end_with_the_run(modules):
-    assert modules.runs.checkpoints(2.0) == (0.5, 1.0, 1.5, 2.0)
-    assert modules.runs.checkpoints(4.0) == (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    assert modules.runs.checkpoints(2.0) == (0.5, 0.75, 1.0, 1.5, 2.0)
+    assert modules.runs.checkpoints(4.0) == (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 def test_plans_survive_the_record_whatever_is_left_out(modules):

@@ -114,5 +114,5 @@ def wanted(runs: Sequence[Run]) -> list[str]:
 
 
 def _telling(minutes: float) -> tuple[int, float]:
-    order = (10.0, 2.0, 1.0, 1.5, 3.0, 5.0, 0.5, 7.5, 20.0, 15.0)
+    order = (10.0, 2.0, 1.0, 0.75, 1.5, 3.0, 5.0, 0.5, 7.5, 20.0, 15.0)
     return (order.index(minutes) if minutes in order else len(order), minutes)

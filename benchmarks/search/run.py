@@ -119,7 +119,9 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
     ask_judges(options, places, work, kept, candidates, missing, "selection", until)
     files = files_of(places, work)
     unread = [key for key, found in kept.values.items() if "selection" in found and "ratio" not in found]
-    lost = [key for key in unread if not (files / f"{key}.onnx").is_file()]
+    # The dense one is what the others are read beside.
+    needed = dict.fromkeys([DENSE, *unread]) if unread else ()
+    lost = [key for key in needed if not (files / f"{key}.onnx").is_file()]
     ask_judges(options, places, work, kept, candidates, lost, "selection", until)  # their files are made again
     ready = [key for key in sorted(unread) if (files / f"{key}.onnx").is_file()]
     if ready:

@@ -15,7 +15,7 @@ from autocompress.pipeline.folder import read_record
 from autocompress.records import Plan, Record
 
 #: Minutes at which every arm is asked what it would return.
-CHECKPOINTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0)
+CHECKPOINTS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0)
 #: Members of a returned front at most.
 MEMBERS = 8
 
