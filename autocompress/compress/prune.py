@@ -37,6 +37,7 @@ def cut_channels(
     *,
     example: Inputs,
     seed: int,
+    units: Mapping[str, Coupled] | None = None,
 ) -> nn.Module:
     """Remove units so that every group of `cuts` is left with exactly the width that is asked.
 
@@ -50,6 +51,7 @@ def cut_channels(
         statistics: of the dense network.
         example: one input batch.
         seed: of the random criterion.
+        units: those of the module, ``trace(module, example).groups``, where it is cut again and again.
 
     Returns:
         A new module that remembers its `Origin`; modes and `requires_grad` as in `module`.
@@ -60,7 +62,7 @@ def cut_channels(
             that were kept.
     """
     _check_names(cuts, structure)
-    before = trace(module, example).groups if cuts else {}
+    before = units if units is not None else trace(module, example).groups if cuts else {}
     asked = [cut for cut in cuts if cut.keep < _width(cut, before, origin(module))]
     followed = follow_statistics(statistics, module)
     removals = [

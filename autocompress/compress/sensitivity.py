@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.compress.activations import output_axis
+from autocompress.compress.coupling import trace
 from autocompress.compress.fast import fast_layout, run
 from autocompress.compress.grids import from_integers, to_integers, weight_scales
 from autocompress.compress.prune import cut_channels, drop_blocks
+from autocompress.compress.recall import Recall
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
 from autocompress.errors import CompressionError
@@ -227,6 +229,7 @@ def measure_sensitivity(
             return reference.change(module)
         return reference.change(recalibrate_bn(module, task, batches=batches, guard=guard))
 
+    units = trace(dense, example).groups if keeps else {}
     found_groups = []
     for group, keep in keeps:
         try:
@@ -237,7 +240,13 @@ def measure_sensitivity(
         request = ChannelCut(group=group.name, keep=keep, criterion=score)
         with guard():
             module = cut_channels(
-                dense, (request,), structure, statistics, example=example, seed=derive_seed(seed, "sensitivity")
+                dense,
+                (request,),
+                structure,
+                statistics,
+                example=example,
+                seed=derive_seed(seed, "sensitivity"),
+                units=units,
             )
         loss, kl = change(module)
         found_groups.append(GroupSensitivity(group=group.name, width=group.width, keep=keep, loss=loss, kl=kl))
@@ -346,7 +355,8 @@ class _Reference:
         self._task, self._guard, self._fast = task, guard, fast
         chosen = torch.arange(min(examples, size(task.validation)))
         self._inputs, self._targets = fetch(plain(task.validation), chosen)
-        self._outputs = self._answers(copy.deepcopy(dense) if fast else dense)
+        self._recall: Recall | None = None
+        self._outputs = self._answers(copy.deepcopy(dense))
         self.loss = self._loss(self._outputs)
         if not isfinite(self.loss):
             raise CompressionError(
@@ -373,9 +383,11 @@ class _Reference:
                     part.train()
         parts = []
         try:
+            # The first is the dense network.
+            learns, self._recall = self._recall is None, self._recall or Recall(module)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                for rows in _batches(self._inputs):
-                    with self._guard():
+                for batch, rows in enumerate(_batches(self._inputs)):
+                    with self._guard(), self._recall.learn(batch) if learns else self._recall.use(module, batch):
                         parts.append(output_of(run(module, rows)) if self._fast else forward(module, rows))
         finally:
             for part, training in modes:

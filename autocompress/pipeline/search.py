@@ -80,7 +80,8 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
     report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials; {size}")
     began = time.monotonic()
     guide = study_guide(bench, profile)
-    seeds = _seeds(bench, profile, guide, ledger)
+    # Before Ray starts, which takes seconds: from here on a study that is stopped has a front to recover.
+    ledger.enqueue(_seeds(bench, profile, guide, ledger), study.search.trials)
     log.spend("seeds", time.monotonic() - began)
     start_ray()
     began = time.monotonic()
@@ -117,7 +118,7 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
                 bounds=study.bounds,
                 guide=guide,
             ),
-            seeds=seeds,
+            seeds=(),
             on_message=log.say,
             on_choice=log.choose,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -50,13 +51,17 @@ def own(bench: Workbench, recorder: Recorder) -> None:
     left = bench.study.search.model_copy(update={"time_s": max(1.0, recorder.left_s)})
     bench = Workbench(bench.study.model_copy(update={"search": left}), bench.folder, bench.prepared)
     write_bytes(bench.folder.study, bench.study.model_dump_json(indent=1).encode(), mode=0o600)
-    recorder.preparation_s = recorder.seconds
-    try:
-        with ray_session(1):
-            trials = search_candidates(bench, known, lambda: None)
-    except SearchError as error:  # such as no time left for any candidate: what there is counts
-        recorder.notes.append(str(error)[:300])
-        trials = load_trials(bench.study)
+    with ExitStack() as stack:
+
+        def start_ray() -> None:
+            recorder.preparation_s = recorder.seconds  # the seeds are in the ledger
+            stack.enter_context(ray_session(1))
+
+        try:
+            trials = search_candidates(bench, known, start_ray)
+        except SearchError as error:  # such as no time left for any candidate: what there is counts
+            recorder.notes.append(str(error)[:300])
+            trials = load_trials(bench.study)
     note(bench, recorder, trials)
 
 
@@ -86,8 +91,10 @@ def note(bench: Workbench, recorder: Recorder, trials: Sequence[TrialRecord]) ->
             epochs = trial.measurement.fidelity.epochs
             recorder.tell(Candidate(plan=trial.plan), error, ratio, epochs, seconds=seconds(trial.finished))
     for minutes in checkpoints(recorder.minutes):
-        then = recorder.began + timedelta(minutes=minutes)
-        front = returned(bench, as_of(trials, then))
+        if 60.0 * minutes < recorder.preparation_s:
+            recorder.fronts[minutes] = ()
+            continue
+        front = returned(bench, as_of(trials, recorder.began + timedelta(minutes=minutes)))
         for candidate in front:
             recorder.knows(candidate)  # seeds among them that nothing was judged of
         recorder.fronts[minutes] = tuple(candidate.key for candidate in front)
@@ -99,13 +106,7 @@ def _point(values: Mapping[str, Estimate], dense_ms: float) -> tuple[float, floa
 
 
 def as_of(trials: Sequence[TrialRecord], then: datetime) -> tuple[TrialRecord, ...]:
-    """A ledger as it was at a moment: trials with what they had been judged, and the seeds that waited.
-
-    Seeds are there before the first trial begins; until then there is nothing.
-    """
-    began = min((trial.started for trial in trials if trial.started is not None), default=None)
-    if began is None or began > then:
-        return ()
+    """A ledger as it was at a moment, with all seeds in it: trials with what they had been judged, seeds that waited."""
     found = []
     for trial in trials:
         waits = trial.started is None or trial.started > then
