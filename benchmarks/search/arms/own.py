@@ -106,7 +106,7 @@ def _point(values: Mapping[str, Estimate], dense_ms: float) -> tuple[float, floa
 
 
 def as_of(trials: Sequence[TrialRecord], then: datetime) -> tuple[TrialRecord, ...]:
-    """A ledger as it was at a moment, with all seeds in it: trials with what they had been judged, seeds that waited."""
+    """A ledger as it was at a moment: trials with what they had been judged, and all seeds that waited."""
     found = []
     for trial in trials:
         waits = trial.started is None or trial.started > then
