@@ -54,11 +54,6 @@ class Constant:
     shape: tuple[Size, ...]
     entries: tuple[Size, ...] = ()
 
-    @property
-    def follows(self) -> bool:
-        """Whether a cut of any group changes it."""
-        return any(size[1] for size in (*self.shape, *self.entries))
-
     def cut(self, lost: Mapping[str, int]) -> np.ndarray:
         """Its values once groups lost units: the first of every axis."""
         kept = self.values[tuple(slice(settled(size, lost)) for size in self.shape)]

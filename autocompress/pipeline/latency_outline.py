@@ -25,6 +25,8 @@ from autocompress.rng import derive_seed
 
 #: Cut networks from which the sizes of activations are learnt.
 _TRIALS = 3
+#: Forms of plans that are remembered.
+_REMEMBERED = 256
 
 
 class Sized(Record):
@@ -48,9 +50,10 @@ class Sized(Record):
     output: tuple[Size, ...]
 
     @property
-    def follows(self) -> bool:
-        """Whether a cut of any group changes a size."""
-        return any(size[1] for part in (self.weights, *self.inputs, self.output) for size in part)
+    def groups(self) -> tuple[str, ...]:
+        """Those whose cuts change a size."""
+        sizes = (size for part in (self.weights, *self.inputs, self.output) for size in part)
+        return tuple(sorted({group for _, factors in sizes for group, _ in factors}))
 
 
 class _Node(NamedTuple):
@@ -69,6 +72,40 @@ class _Named(NamedTuple):
 class _Graph(NamedTuple):
     node: tuple[_Node, ...]
     initializer: tuple[_Named, ...]
+
+
+class _Step(NamedTuple):
+    """An operation of a plan's file, but for its sizes.
+
+    Attributes:
+        sized: that of the dense network.
+        op, attributes, mode, reads: as of `Operation`.
+        turned: its weights lie the other way round.
+        groups: those whose cuts change its sizes.
+        known: units that each of these has lost -> the operation.
+    """
+
+    sized: Sized
+    op: str
+    attributes: str
+    mode: str
+    reads: tuple[int, ...]
+    turned: bool
+    groups: tuple[str, ...]
+    known: dict[tuple[int, ...], Operation]
+
+    def operation(self, lost: Mapping[str, int]) -> Operation:
+        """With its sizes, once groups lost units."""
+        key = tuple([lost.get(group, 0) for group in self.groups])
+        found = self.known.get(key)
+        if found is None:
+            weights = tuple(settled(size, lost) for size in self.sized.weights)
+            inputs = tuple(tuple(settled(size, lost) for size in shape) for shape in self.sized.inputs)
+            output = tuple(settled(size, lost) for size in self.sized.output)
+            weights = weights[::-1] if self.turned else weights
+            found = Operation(self.op, self.attributes, self.mode, self.reads, weights, inputs, output)
+            self.known[key] = found
+        return found
 
 
 class Outlines(Record):
@@ -95,8 +132,9 @@ class Outlines(Record):
         return tuple(_Node(x.name, x.op_type, x.reads, x.writes) for x in self.operations)
 
     @cached_property
-    def _follows(self) -> tuple[bool, ...]:
-        return tuple(x.follows for x in self.operations)
+    def _forms(self) -> dict[tuple[object, ...], tuple[_Step, ...]]:
+        """Blocks that are left out and bits -> all but the sizes: plans that differ in cuts share it."""
+        return {}
 
     @cached_property
     def _named(self) -> tuple[_Named, ...]:
@@ -117,7 +155,15 @@ class Outlines(Record):
             ends = [self.bridges[drop.block] for drop in plan.drops]
         except KeyError as error:
             raise InfeasibleError(f"outline: expected a plan of this network, got one with {error}") from error
-        renamed = {left: entered for entered, left in ends}
+        key = (plan.drops, plan.bits)
+        if key not in self._forms:
+            if len(self._forms) >= _REMEMBERED:
+                self._forms.clear()
+            self._forms[key] = self._form(plan, {left: entered for entered, left in ends})
+        return tuple(step.operation(lost) for step in self._forms[key])
+
+    def _form(self, plan: Plan, renamed: Mapping[str, str]) -> tuple[_Step, ...]:
+        """All but the sizes, which cuts do not change."""
         places = self._alive(renamed)
         nodes = [self._bridged(self._nodes[place], renamed) for place in places]
         modes = self._modes(plan, nodes)
@@ -128,18 +174,12 @@ class Outlines(Record):
         found = []
         for at in kept:
             sized, node = self.operations[places[at]], nodes[at]
-            op, attributes, _, _, weights, inputs, output = sized.operation
-            mode = modes.get(node.name, "float")
-            if lost and self._follows[places[at]]:
-                weights = tuple(settled(size, lost) for size in sized.weights)
-                inputs = tuple(tuple(settled(size, lost) for size in shape) for shape in sized.inputs)
-                output = tuple(settled(size, lost) for size in sized.output)
+            op, attributes, mode, turned = *sized.operation[:2], modes.get(node.name, "float"), False
             if mode.startswith("weights"):
-                weights = weights[::-1] if op == "Gemm" and "transB=1" in attributes else weights
-                op, attributes = "MatMul", ""
+                op, attributes, turned = "MatMul", "", op == "Gemm" and "transB=1" in attributes
             read = (chased(renamed.get(name, name), renamed) for name in sized.activations)
             reads = tuple(producer.get(chased(name, clamped), -1) for name in read)
-            found.append(Operation(op, attributes, mode, reads, weights, inputs, output))
+            found.append(_Step(sized, op, attributes, mode, reads, turned, sized.groups, {}))
         return tuple(found)
 
     def _alive(self, renamed: Mapping[str, str]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 #: Operators that layers with weights become.
@@ -65,21 +66,28 @@ def sites(outline: Outline) -> list[Site]:
     that stand behind an operation without, and the kinds of those that read it: whether the runtime merges two
     operations, and in which layout a tensor lies between them, rests on these.
     """
-    labels = [f"{o.op}:{o.mode}" for o in outline]
+    known = _contexts(tuple((o.op, o.attributes, o.mode, o.reads, o.is_layer) for o in outline))
+    return [Site(*words, (o.weights, *o.inputs, o.output)) for words, o in zip(known, outline, strict=True)]
+
+
+@lru_cache(maxsize=256)
+def _contexts(outline: tuple[tuple[str, str, str, tuple[int, ...], bool], ...]) -> tuple[tuple[str, str], ...]:
+    """What a site says but for its sizes, of operations without theirs: plans that differ in cuts share it."""
+    labels = [f"{op}:{mode}" for op, _, mode, _, _ in outline]
     behind: dict[int, set[str]] = defaultdict(set)
     origins: list[frozenset[str]] = []
-    for place, operation in enumerate(outline):
-        for source in operation.reads:
+    for place, (_, _, _, reads, is_layer) in enumerate(outline):
+        for source in reads:
             behind[source].add(labels[place])
-        above = [origins[source] for source in operation.reads if source >= 0]
-        origins.append(frozenset({labels[place]}) if operation.is_layer else frozenset().union(*above))
+        above = [origins[source] for source in reads if source >= 0]
+        origins.append(frozenset({labels[place]}) if is_layer else frozenset().union(*above))
     origin_labels = [
-        labels[place] if o.is_layer else f"{labels[place]}({'|'.join(sorted(origins[place]))})"
-        for place, o in enumerate(outline)
+        labels[place] if is_layer else f"{labels[place]}({'|'.join(sorted(origins[place]))})"
+        for place, (_, _, _, _, is_layer) in enumerate(outline)
     ]
     found = []
-    for place, o in enumerate(outline):
-        before = ",".join(origin_labels[source] if source >= 0 else "input" for source in o.reads)
+    for place, (op, attributes, mode, reads, _) in enumerate(outline):
+        before = ",".join(origin_labels[source] if source >= 0 else "input" for source in reads)
         after = ",".join(sorted(behind[place]))
-        found.append(Site(f"{o.op} {o.attributes} {o.mode}", f"{before}>{after}", (o.weights, *o.inputs, o.output)))
-    return found
+        found.append((f"{op} {attributes} {mode}", f"{before}>{after}"))
+    return tuple(found)

@@ -17,7 +17,9 @@ from torch.utils.data import TensorDataset
 from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.quantize import quantize
-from autocompress.compress.sensitivity import divergence, measure_sensitivity, round_weights
+from autocompress.compress.reference import divergence
+from autocompress.compress.rounding import round_weights
+from autocompress.compress.sensitivity import measure_sensitivity
 from autocompress.compress.state import module_digest
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.structure import find_structure
@@ -221,3 +223,31 @@ def test_divergence_is_kl_over_examples_and_positions_along_either_class_axis() 
 )
 def test_where_targets_are_no_class_indices_there_is_no_divergence(scores: Tensor, targets: Tensor) -> None:
     assert divergence(scores, scores + 1.0, targets) is None
+
+
+def test_fast_roundings_are_told_apart_only_where_they_matter(network: Any) -> None:
+    task, dense, structure = network
+    before, progress = module_digest(dense), []
+    found = measure_sensitivity(
+        task, dense, structure, NONE, round_to=2, groups=(), bits=(8, 2), examples=256, fast=True, seed=0,
+        on_done=lambda done, total: progress.append((done, total)),
+    )  # fmt: skip
+    assert module_digest(dense) == before
+    assert [(e.layer, e.bits) for e in found.layers] == [(x.name, b) for x in structure.layers for b in (8, 2)]
+    assert progress == [(i + 1, len(found.layers)) for i in range(len(found.layers))]
+
+    def together(number: int, *names: str) -> tuple[float, float]:
+        module = copy.deepcopy(dense)
+        for name in names:
+            weight = module.get_parameter(f"{name}.weight").data
+            weight.copy_(round_weights(weight, number, 0))
+        return naive(task, dense, module, 64)
+
+    eight, two = found.layers[::2], found.layers[1::2]
+    names = [layer.name for layer in structure.layers]
+    assert len({(e.loss, e.kl) for e in eight}) == 1
+    shares = sum(e.loss for e in eight), sum(e.kl for e in eight)
+    assert shares == pytest.approx(together(8, *names), rel=1e-3, abs=1e-5)
+    assert shares[1] <= 0.002
+    for entry in two:
+        assert (entry.loss, entry.kl) == pytest.approx(together(2, entry.layer), rel=1e-3, abs=1e-5)
