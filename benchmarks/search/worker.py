@@ -74,9 +74,13 @@ def judge(options: argparse.Namespace) -> None:
 
 
 def commit() -> str:
-    """Of this project, "+" if the working tree differs; empty outside of a checkout."""
-    shown = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
-    return shown.stdout.strip()
+    """Of this project, "+" if the working tree differs but for results; empty outside of a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/search/results")
+    return git("describe", "--always") + ("+" if changed else "")
 
 
 if __name__ == "__main__":
