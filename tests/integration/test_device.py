@@ -29,6 +29,7 @@ def study(folder, name, *, trials=3, wait=0.0, **target):
         task=f"{HERE / 'tiny.py'}:tiny",
         output=folder,
         target={"node": LABELS, "node_wait_s": wait, **target},
+        measure={"latency_model": "off"},
         search={"trials": trials, "workers": 2, "recovery_epochs": 0.25, "rungs": (), "max_failures": 1.0},
         finalists={"count": 2, "recovery_epochs": 0.25},
     )

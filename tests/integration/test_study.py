@@ -21,6 +21,7 @@ name: tiny
 task: {{factory: "{tiny}:tiny", arguments: {{delay: {delay}}}}}
 space: joint
 constraints: {{accuracy: {{min: 0.5}}}}
+measure: {{latency_model: "{model}"}}
 search:
   trials: {trials}
   workers: 2
@@ -36,8 +37,9 @@ def environment(**extra):
     return {**kept, **extra}
 
 
-def write_study(folder, *, trials=6, delay=0.0):
-    (folder / "study.yaml").write_text(STUDY.format(tiny=HERE / "tiny.py", trials=trials, delay=delay))
+def write_study(folder, *, trials=6, delay=0.0, model="off"):
+    text = STUDY.format(tiny=HERE / "tiny.py", trials=trials, delay=delay, model=model)
+    (folder / "study.yaml").write_text(text)
 
 
 def start(*arguments, cwd, env=None):
@@ -65,7 +67,7 @@ def status(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    write_study(folder)
+    write_study(folder, model="sketch")
     out, err = call("run", "study.yaml", cwd=folder)
     return folder, out, err
 
