@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from autocompress.compress.artifact import layer_nodes
-from autocompress.compress.sensitivity import Sensitivity, measure_sensitivity
+from autocompress.compress.sensitivity import LEVELS, Sensitivity, measure_sensitivity
 from autocompress.inputs import arrays
 from autocompress.pipeline.folder import read_record, write_record
 from autocompress.pipeline.latency_knobs import ineffective, ineffective_words
@@ -17,8 +17,11 @@ from autocompress.records import Criterion, NodeLatency, Record, Structure
 from autocompress.rng import derive_seed
 from autocompress.space.space import Space
 
-#: Validation examples of every single change: enough to order them.
-_EXAMPLES = 384
+#: Validation examples of every single change, at least and at most. On Fashion-MNIST the order of a ResNet-20's changes
+#: agrees with that on 1500 examples to a Kendall tau of 0.93 with 128, and of 0.97 with 384.
+_EXAMPLES = (128, 384)
+#: Multiply-adds of all changes together, from which on examples are saved: 15 s on a core with bfloat16.
+_MACS = 3.2e12
 
 
 class Profile(Record):
@@ -91,22 +94,35 @@ def _sensitivity(bench: Workbench) -> Sensitivity:
     for unit in space.units:
         for layer in unit.layers:
             layers.setdefault(layer, set()).update(bits for bits in unit.choices if bits < 32)
+    groups, blocks = cuttable(space), space.depth.droppable
+    changes = len(LEVELS) * len(groups) + 2 * len(blocks)
     return measure_sensitivity(
         bench.task,
         bench.dense,
         bench.prepared.structure,
         bench.statistics,
         round_to=bench.target.round_to,
-        groups=cuttable(space),
+        groups=groups,
         bits={layer: sorted(bits, reverse=True) for layer, bits in layers.items()},
-        blocks=space.depth.droppable,
+        blocks=blocks,
         pairs=True,
         criterion=usual_criterion(space),
-        examples=_EXAMPLES,
+        examples=enough_examples(changes, bench.prepared.baseline.artifact.macs),
         fast=True,
         seed=derive_seed(bench.study.seed, "sensitivity"),
         on_done=lambda done, total: report.stage("profile", f"sensitivity, {done} of {total} changes"),
     )
+
+
+def enough_examples(changes: int, macs: int) -> int:
+    """How many tell what each change costs: fewer of large networks, and of those with many groups.
+
+    Args:
+        changes: that are measured.
+        macs: multiply-adds of the dense network on one example.
+    """
+    least, most = _EXAMPLES
+    return round(min(max(_MACS / max(1, changes * macs), least), most))
 
 
 def cuttable(space: Space) -> frozenset[str]:

@@ -79,7 +79,9 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/search/results")
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/search/results"
+    )
     return git("describe", "--always") + ("+" if changed else "")
 
 
