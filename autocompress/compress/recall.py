@@ -32,21 +32,21 @@ class Recall:
     Args:
         module: the network, in the modes that it is called in. Its weights must stay as they are.
         limit: bytes of outputs that are kept; the first parts' are.
+
+    Attributes:
+        batch: number of the inputs that a network is called with next; set it before each call.
     """
 
     def __init__(self, module: nn.Module, limit: int = LIMIT) -> None:
+        self.batch = 0
         self._module = module
         self._parts = {name: _state(part) for name, part in _parts(module)}
         self._left = limit
         self._calls: dict[tuple[int, str], list[_Call]] = {}
 
     @contextmanager
-    def learn(self, batch: int) -> Iterator[None]:
-        """Keep what the parts compute in the block.
-
-        Args:
-            batch: number of the inputs that the network is called with.
-        """
+    def learn(self) -> Iterator[None]:
+        """Keep what the parts compute in the block."""
         seen: set[int] = set()
 
         def keep(name: str) -> Any:
@@ -57,7 +57,7 @@ class Recall:
                     self._left -= size
                     seen.update(id(t) for t in tensors)
                     call = _Call(tree_flatten((args, kwargs)), returned, tuple(t._version for t in tensors))
-                    self._calls.setdefault((batch, name), []).append(call)
+                    self._calls.setdefault((self.batch, name), []).append(call)
 
             return hook
 
@@ -73,21 +73,20 @@ class Recall:
                 handle.remove()
 
     @contextmanager
-    def use(self, module: nn.Module, batch: int) -> Iterator[None]:
+    def use(self, module: nn.Module) -> Iterator[None]:
         """Answer calls of parts that are as they were, in the block.
 
         Args:
             module: of the same form, compressed somewhere; its weights must not change in the block.
-            batch: as in `learn`.
         """
         same = [
             (name, part)
             for name, part in module.named_modules()
-            if (batch, name) in self._calls and _alike(self._parts[name], _state(part))
+            if name in self._parts and _alike(self._parts[name], _state(part))
         ]
         own = [part.__dict__.get("forward") for _, part in same]
         for name, part in same:
-            part.forward = _answering(part.forward, self._calls[batch, name])
+            part.forward = self._answering(name, part.forward)
         try:
             yield
         finally:
@@ -97,18 +96,17 @@ class Recall:
                 else:
                     part.forward = before
 
+    def _answering(self, name: str, forward: Any) -> Any:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            given = tree_flatten((args, kwargs))
+            for call in self._calls.get((self.batch, name), ()):
+                # What was written to since, in place, is no longer what the part had returned.
+                fresh = tuple(t._version for t in _tensors(call.returned)) == call.versions
+                if fresh and given[1] == call.given[1] and all(map(_equal, given[0], call.given[0])):
+                    return call.returned
+            return forward(*args, **kwargs)
 
-def _answering(forward: Any, calls: list[_Call]) -> Any:
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        given = tree_flatten((args, kwargs))
-        for call in calls:
-            # What was written to since, in place, is no longer what the part had returned.
-            fresh = tuple(t._version for t in _tensors(call.returned)) == call.versions
-            if fresh and given[1] == call.given[1] and all(map(_equal, given[0], call.given[0])):
-                return call.returned
-        return forward(*args, **kwargs)
-
-    return answer
+        return answer
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -82,10 +82,16 @@ class Reference:
         parts = []
         try:
             # The first is the dense network.
-            learns, self._recall = self._recall is None, self._recall or Recall(module)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            learns, recall = self._recall is None, self._recall or Recall(module)
+            self._recall = recall
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[]),
+                recall.learn() if learns else recall.use(module),
+            ):
                 for batch, rows in enumerate(_batches(self._inputs)):
-                    with self._guard(), self._recall.learn(batch) if learns else self._recall.use(module, batch):
+                    recall.batch = batch
+                    with self._guard():
                         parts.append(output_of(run(module, rows)) if self._fast else forward(module, rows))
         finally:
             for part, training in modes:

@@ -51,13 +51,13 @@ class Chain(nn.Module):
 
 def learnt(module: nn.Module, x: Tensor, **more: int) -> Recall:
     recall = Recall(module, **more)
-    with torch.no_grad(), recall.learn(0):
+    with torch.no_grad(), recall.learn():
         module(x)
     return recall
 
 
 def answered(recall: Recall, module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad(), recall.use(module, 0):
+    with torch.no_grad(), recall.use(module):
         found: Tensor = module(x)
     assert not any("forward" in part.__dict__ for part in module.modules())
     return found
@@ -81,7 +81,8 @@ def test_other_inputs_and_other_batches_are_computed() -> None:
     recall = learnt(chain, x)
     for batch, inputs in ((1, x), (0, x + 1.0), (0, x[:3])):
         other = copy.deepcopy(chain)
-        with torch.no_grad(), recall.use(other, batch):
+        recall.batch = batch
+        with torch.no_grad(), recall.use(other):
             found = other(inputs)
         with torch.no_grad():
             assert torch.equal(found, chain(inputs))
@@ -129,7 +130,7 @@ def test_a_part_s_own_forward_comes_back() -> None:
         return torch.zeros(5, 4, 4, 4)
 
     other.first.forward = own
-    with torch.no_grad(), recall.use(other, 0):
+    with torch.no_grad(), recall.use(other):
         other(x)
     assert other.first.forward is own
 
