@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> None:
     """One run; its study is prepared before the clock begins, and removed when the record is written."""
     work, places = WORKS[options.work], Places(options.data, options.weights, options.output)
     name = f"{options.arm}-{options.seed}"
-    shutil.rmtree((options.output / work.name / name).resolve(), ignore_errors=True)
+    own = (options.output / work.name / name).resolve()
+    shutil.rmtree(own, ignore_errors=True)
     bench = prepare(work.study(places, name, options.seed, settings(options.arm, options.minutes)))
     for part in (bench.dense, bench.statistics, bench.dense_session, bench.space, bench.inputs):
         del part  # made on first use: not in the arm's time
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     with contextlib.nullcontext() if options.arm.startswith("ours") else recorder.limited():
         arm(bench, recorder)
     write_run(options.results, recorder.run(work.name, options.arm, options.seed, bench, commit()))
-    shutil.rmtree(bench.folder.root, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def judge(options: argparse.Namespace) -> None:

@@ -87,7 +87,8 @@ class Work:
 
         Args:
             places: where data and weights are.
-            name: its folder below ``<output>/<work>``.
+            name: its folder below ``<output>/<work>``, which it shares with no other: any study beside it would take
+                up its model of the latency, which would be in nobody's time.
             seed: root of its random streams.
             settings: ``search`` and others; one worker and the work's recovery unless they say otherwise.
         """
@@ -97,7 +98,7 @@ class Work:
             name=name,
             seed=seed,
             task=self.task(places),
-            output=(places.output / self.name).resolve(),
+            output=(places.output / self.name / name).resolve(),
             space=load_space(str(HERE / "spaces" / f"{self.name}.yaml")),
             search=SearchConfig(**search),
             **given,
