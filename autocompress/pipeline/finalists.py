@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import Field
 
@@ -242,7 +242,8 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
     Feasible complete trials come first. Places that are left go to trials whose latency stayed noisy, which cannot be
     ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first;
     then to seeds that were not reached, in their order, which spreads them over latency. So a search that is stopped
-    early still gives the best that it knows.
+    early still gives the best that it knows. The dense network stands beside every front anyway: it takes no place
+    unless there is nothing else.
 
     Args:
         bench: the prepared study.
@@ -271,17 +272,21 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
         )
     chosen = list[TrialRecord]()
 
+    def smaller(some: Iterable[TrialRecord]) -> list[TrialRecord]:
+        return [t for t in some if t.plan is not None and not t.plan.is_dense]
+
     def add(some: Sequence[TrialRecord], values: Sequence[dict[str, Estimate]]) -> None:
         points = minimized(values, study.objectives, study.metrics)
         chosen.extend(some[i] for i in choose_finalists(points, study.finalists.count - len(chosen)))
 
     for trusted in (True, False):
-        some = [t for t in feasible if counts(t, study.objectives) == trusted]
+        some = [t for t in smaller(feasible) if counts(t, study.objectives) == trusted]
         add(some, [t.measurement.values for t in some if t.measurement])
     for rung in reversed(range(len(study.search.ladder) - 1)):
-        some = [t for t in early.values() if t.rungs[-1].fidelity.rung == rung]
+        some = [t for t in smaller(early.values()) if t.rungs[-1].fidelity.rung == rung]
         add(some, [t.rungs[-1].values for t in some])
-    return chosen + unseen[: study.finalists.count - len(chosen)]
+    chosen += smaller(unseen)[: study.finalists.count - len(chosen)]
+    return chosen or feasible[:1] or [*early.values(), *unseen][:1]
 
 
 def _unseen(space: Space, trials: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -119,8 +119,8 @@ def seed_points(bench: Workbench, profile: Profile, guide: PlanGuide) -> list[tu
 def find_seeds(bench: Workbench, profile: Profile, guide: PlanGuide) -> Seeds:
     """All seeds of a study: a person's plans; then, in turns, an earlier study's, a knapsack's and uniform ones.
 
-    Every beginning of the list is spread over latency, as far as its sources are. The dense network, whose values are
-    known, comes late.
+    What only rounds the dense network comes before all but a person's. Every beginning of the rest is spread over
+    latency, as far as its sources are. The dense network, whose values are known, comes late.
 
     Raises:
         ConfigError: a plan file is wrong or outside of the space, or the earlier study is not there.
@@ -162,6 +162,9 @@ def ordered(
     collected = _Collected(space, guide)
     first = collected.valid(own)
     dense = collected.valid([("dense", space.plan(space.dense()))])
+    given = [(name, space.plan(params)) for name, params in space.seeds()] if uniform else []
+    # Fewer bits alone are never trained, and are where whoever compresses by hand begins.
+    first += collected.valid([seed for seed in given if seed[1].bits and not seed[1].changes_weights][:1])
     warm = spread(collected.valid(earlier), _share)
     falling = collected.valid(solved.plans)
     # What loses as good as nothing is worth having before all else; then the whole range.
@@ -169,7 +172,7 @@ def ordered(
     simple: list[Seed] = []
     if uniform:
         # In the space's own order: the most useful first; each four of them spread.
-        offered = collected.valid((name, space.plan(params)) for name, params in space.seeds())
+        offered = collected.valid(given)
         simple = [seed for at in range(0, len(offered), 4) for seed in spread(offered[at : at + 4], _share)]
     rest = in_turns(in_turns(warm, chosen, 1), simple, 3)
     points = [*first, *rest]

@@ -158,3 +158,9 @@ def test_seeds_that_the_search_did_not_come_to_take_the_last_places_in_their_ord
 def test_seeds_are_worth_recovering_though_nothing_was_judged(tmp_path):
     assert chosen(tmp_path, [seed(0, 40), seed(1, 41), seed(2, 42)]) == [0, 1]
     assert chosen(tmp_path, [trial(0, feasible=False), seed(1, 41)]) == [1]
+
+
+def test_the_dense_network_takes_no_place_unless_there_is_nothing_else(tmp_path):
+    dense = trial(0, 0.95, 2.0).model_copy(update={"plan": Plan()})
+    assert chosen(tmp_path, [dense, trial(1, 0.9, 1.0), judged(2, 0.5, 0.5)], count=3) == [1, 2]
+    assert chosen(tmp_path, [dense, trial(1, feasible=False)]) == [0]
