@@ -47,9 +47,25 @@ def divergence(dense: Tensor, other: Tensor, targets: Tensor) -> float | None:
 
 
 class Reference:
-    """The dense model's answers on the examples that everything is compared on."""
+    """The dense model's answers on the examples that everything is compared on.
+
+    Attributes:
+        loss: of the dense model, in units of the task's loss.
+    """
 
     def __init__(self, task: Task, dense: nn.Module, examples: int, guard: Guard, *, fast: bool = False) -> None:
+        """Compute them.
+
+        Args:
+            task: its validation split and its loss.
+            dense: left alone.
+            examples: how many, at most, the first ones.
+            guard: entered around each batch.
+            fast: as of `autocompress.compress.sensitivity.measure_sensitivity`.
+
+        Raises:
+            CompressionError: the loss is not finite.
+        """
         self._task, self._guard, self._fast = task, guard, fast
         chosen = torch.arange(min(examples, size(task.validation)))
         self._inputs, self._targets = fetch(plain(task.validation), chosen)

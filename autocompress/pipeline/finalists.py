@@ -290,12 +290,11 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
 
 
 def _unseen(space: Space, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Seeds that wait, or ran when the search was stopped, of which nothing was judged; distinct, with their plans."""
+    """Seeds of which nothing was judged: distinct ones, with their plans."""
     seen = {t.plan.key for t in trials if t.plan is not None and (t.measurement is not None or t.rungs)}
     found: dict[str, TrialRecord] = {}
     for trial in trials:
-        begun = trial.state in ("waiting", "running") or trial.reason.startswith("time:")
-        if not begun or trial.rungs or not trial.origin.startswith("seed:"):
+        if not trial.is_unseen_seed:
             continue
         plan = trial.plan or space.plan(trial.params)
         if plan.key not in seen:
@@ -304,7 +303,7 @@ def _unseen(space: Space, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _unseen_words(chosen: Sequence[TrialRecord]) -> str:
-    count = sum(trial.measurement is None and not trial.rungs for trial in chosen)
+    count = sum(trial.is_unseen_seed for trial in chosen)
     return f"; the search did not come to {count} of them, which are seeds" if count else ""
 
 

@@ -104,6 +104,12 @@ class TrialRecord(Record):
         """Complete, and no constraint violated."""
         return self.state == "complete" and all(v <= 0 for v in self.violations.values())
 
+    @property
+    def is_unseen_seed(self) -> bool:
+        """A seed of which nothing is judged yet: it waits, runs, or was stopped since the search's time was over."""
+        open_ = self.state in ("waiting", "running") or (self.state == "stopped" and self.reason.startswith("time:"))
+        return open_ and self.origin.startswith("seed:") and not self.rungs
+
 
 class Finalist(Record):
     """A member of the search's front after full recovery, measured afresh.

@@ -93,7 +93,7 @@ def search(
                 f"all {ledger.count('failed')} trials failed; the first, trial {first.number}: {first.reason}"
             )
         # Seeds that time left none for may still be recovered in full.
-        if not any(t.state == "waiting" for t in trials):
+        if not any(t.is_unseen_seed for t in trials):
             raise SearchError(
                 f"no candidate was judged within search.time_s, {settings.time_s:g} seconds; give the search more time"
             )
