@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -226,6 +227,48 @@ def test_outcome_pairs_seeds(modules):
     runs = [run_of(modules, arm, seed, {"2": ()}) for arm, seed in (("ours", 0), ("ours", 1), ("random", 1))]
     outcome = modules.outcome.Outcome(runs, FINALS)
     assert outcome.complete_seeds("ours", "random") == [1]
+
+
+def test_tables_name_the_minutes_of_shorter_runs_and_compare_at_moments_that_both_have(modules):
+    import tables
+
+    fronts = {"1": ("b",), "2": ("a", "b")}
+    long, short = run_of(modules, "ours", 0, fronts), run_of(modules, "random", 0, {"1": ("a",)})
+    outcome = modules.outcome.Outcome([long, short.model_copy(update={"minutes": 1.0})], FINALS)
+    curves = {(run.arm, run.seed): outcome.curve(run) for run in outcome.runs}
+    rows = [line for line in tables.over_time(outcome, curves, 1.0) if line.startswith("| ")]
+    assert [row.split(" | ")[-2:] for row in rows[1:]] == [
+        ["0.000 [0.000, 0.000]", "0.250 [0.250, 0.250] |"],
+        ["0.250 [0.250, 0.250]", "– |"],
+    ]
+    assert rows[2].startswith("| random, fine-tuning (1 min) |")
+    assert tables.against(outcome, curves, 1.0)[-1].endswith("| – |")
+
+
+def test_latency_is_the_median_of_sittings(modules, tmp_path):
+    import finals
+    import works
+    from onnx import TensorProto, helper
+
+    places, work = works.Places(tmp_path, tmp_path, tmp_path), works.WORKS["resnet"]
+    files = finals.files_of(places, work)
+    files.mkdir(parents=True)
+    for name, nodes in (("dense", 6), ("a", 1)):
+        names = [f"x{i}" for i in range(nodes + 1)]
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", [a, a], [b]) for a, b in itertools.pairwise(names)],
+            "graph",
+            [helper.make_tensor_value_info(names[0], TensorProto.FLOAT, ["n", 96, 96])],
+            [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, ["n", 96, 96])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        (files / f"{name}.onnx").write_bytes(model.SerializeToString())
+    kept = finals.Kept(tmp_path / "finals.json")
+    finals.read_latencies(work, places, kept, np.zeros((1, 96, 96), np.float32), ["dense", "a"])
+    found = finals.Kept(tmp_path / "finals.json").values
+    assert found["a"]["ratio_low"] <= found["a"]["ratio"] <= found["a"]["ratio_high"] < 0.7
+    assert found["dense"]["ratio"] == pytest.approx(1.0, abs=0.3)
+    assert set(found["a"]) == {"ratio", "ratio_low", "ratio_high", "noisy"}
 
 
 def test_wanted_begins_with_the_ends(modules):

@@ -7,10 +7,12 @@ import json
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 from arms.trials import eight_bits
-from outcome import EIGHT
+from outcome import DENSE, EIGHT
 from runs import Candidate
 from works import Places, Work
 
@@ -21,13 +23,16 @@ from autocompress.measure.latency import Procedure, measure
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import predict
 from autocompress.pipeline.prepare import Workbench, prepare
-from autocompress.records import Plan, Record, Response
+from autocompress.records import LatencyReading, Plan, Record, Response
 from autocompress.rng import derive_seed
 
 #: Files that are read together, beside the dense one.
 BATCH = 40
-#: Readings of the final comparison: more rounds than in a search, longer blocks.
-PROCEDURE = Procedure(rounds=40, block_s=0.01, repeats=4)
+#: Sittings of the final comparison, each with sessions of its own: where a large network's weights come to lie, and
+#: what its neighbours do to the caches meanwhile, is worth more than the rounds of one sitting show.
+SITTINGS = 5
+#: Readings of each: longer blocks than in a search.
+PROCEDURE = Procedure(rounds=15, block_s=0.01, repeats=3)
 #: Seed of everything random in the final recovery.
 SEED = 0
 
@@ -128,19 +133,32 @@ def read_latencies(work: Work, places: Places, kept: Kept, inputs: Any, keys: Se
     Args:
         work: what is compressed.
         places: where the files are.
-        kept: gets ``ratio``, ``ratio_low``, ``ratio_high`` and ``noisy`` of each.
+        kept: gets of each ``ratio``, the median of the sittings; ``ratio_low`` and ``ratio_high``, the ends of all
+            their intervals; and ``noisy``, whether most of them were.
         inputs: of one inference.
         keys: of files that are there.
     """
     target, files = OnnxRuntimeCpu().build(), files_of(places, work)
-    dense = target.prepare((files / "dense.onnx").read_bytes())
-    for some in parts(keys, BATCH):
-        sessions = [target.prepare((files / f"{key}.onnx").read_bytes()) for key in some]
-        seed = derive_seed(SEED, "latency", *some)
-        for key, reading in zip(some, measure(sessions, dense, inputs, seed=seed, procedure=PROCEDURE), strict=True):
-            ratio = reading.ratio
-            values = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-            kept.keep(key, {**{k: round(v, 5) for k, v in values.items()}, "noisy": reading.noisy})
+    found: dict[str, list[LatencyReading]] = {key: [] for key in keys}
+    for sitting in range(SITTINGS):
+        # Beside others each time.
+        order = np.random.default_rng(derive_seed(SEED, "sitting", sitting)).permutation(len(keys))
+        for some in parts([keys[i] for i in order], BATCH):
+            dense = target.prepare((files / f"{DENSE}.onnx").read_bytes())
+            sessions = [target.prepare((files / f"{key}.onnx").read_bytes()) for key in some]
+            seed = derive_seed(SEED, "latency", sitting, *some)
+            readings = measure(sessions, dense, inputs, seed=seed, procedure=PROCEDURE)
+            for key, reading in zip(some, readings, strict=True):
+                found[key].append(reading)
+    for key, readings in found.items():
+        ratios = [reading.ratio for reading in readings]
+        values = {
+            "ratio": median(ratio.value for ratio in ratios),
+            "ratio_low": min(ratio.low for ratio in ratios),
+            "ratio_high": max(ratio.high for ratio in ratios),
+        }
+        noisy = 2 * sum(reading.noisy for reading in readings) > len(readings)
+        kept.keep(key, {**{name: round(value, 5) for name, value in values.items()}, "noisy": noisy})
 
 
 def parts(keys: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -37,8 +37,8 @@ class Outcome:
 
     @property
     def minutes(self) -> float:
-        """The moment at which fronts are compared: the end of the shortest runs. Longer ones were asked then too."""
-        return min(run.minutes for run in self.runs)
+        """Of the longest runs. Arms of shorter ones are compared with the fronts that longer ones had by then."""
+        return max(run.minutes for run in self.runs)
 
     def horizon(self, arm: str) -> float:
         """Minutes that each run of the arm was given; of the shortest, should they differ."""
@@ -72,8 +72,8 @@ class Outcome:
         return found
 
     def end(self, run: Run, split: str = "selection") -> np.ndarray | None:
-        """Points of the front at `minutes`."""
-        return self.points(run.front(self.minutes), split)
+        """Points of the front at the end of the run."""
+        return self.points(run.front(run.minutes), split)
 
     def best(self) -> np.ndarray:
         """The reference set: what no other member of any front dominates."""
@@ -87,13 +87,11 @@ class Outcome:
         return sorted(set.intersection(*seeds)) if seeds else []
 
     def shipped(self, run: Run, loss: float = 0.01) -> str | None:
-        """The fastest member of that front that loses at most `loss` on the selection split; None if none does."""
+        """The fastest member of the last front that loses at most `loss` on the selection split, if any does."""
         if not self.known(DENSE):
             return None
         floor = self.finals[DENSE]["selection"] - loss - 1e-9
-        good = [
-            k for k in run.front(self.minutes) if self._ratio(k) < math.inf and self.finals[k]["selection"] >= floor
-        ]
+        good = [k for k in run.front(run.minutes) if self._ratio(k) < math.inf and self.finals[k]["selection"] >= floor]
         return min(good, key=self._ratio, default=None)
 
     def _ratio(self, key: str) -> float:
@@ -107,8 +105,7 @@ def wanted(runs: Sequence[Run]) -> list[str]:
     Dense and 8 bits come before all.
     """
     moments = dict.fromkeys(m for run in runs for m in sorted((float(t) for t in run.fronts), key=_telling))
-    shortest = min((run.minutes for run in runs), default=0.0)
-    ends = [key for minutes in (shortest, None) for run in runs for key in run.front(minutes or run.minutes)]
+    ends = [key for run in runs for key in run.front(run.minutes)]
     rest = [k for m in sorted(moments, key=_telling) for run in runs for k in run.fronts.get(f"{m:g}", ())]
     return list(dict.fromkeys([DENSE, EIGHT, *ends, *rest]))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from arms.table import ARMS
 from environments import python_of
-from finals import Kept, Request, files_of, read_latencies
+from finals import SITTINGS, Kept, Request, files_of, read_latencies
 from jobs import served, side_by_side
 from outcome import DENSE, EIGHT, Outcome, wanted
 from runs import Candidate, Run, path_of, read_runs
@@ -126,12 +126,11 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
     ready = [key for key in sorted(unread) if (files / f"{key}.onnx").is_file()]
     if ready:
         task = work.task(places)
-        say(f"{work.name}: latency of {len(ready)} files, alone")
+        say(f"{work.name}: latency of {len(ready)} files in {SITTINGS} sittings, alone")
         inputs = latency_inputs(load_task(task["factory"], task["arguments"]), 1)
         read_latencies(work, places, kept, inputs, ready)
     if options.test:
-        shortest = min((run.minutes for run in runs), default=0.0)
-        ends = [key for run in runs for key in run.front(shortest)]
+        ends = [key for run in runs for key in run.front(run.minutes)]
         known = {key: kept.values.get(key, {}) for key in (DENSE, EIGHT, *ends)}
         closed = [key for key, found in known.items() if "selection" in found and "test" not in found]
         # It is short, and what there is may be opened when no time is left for more of it.
