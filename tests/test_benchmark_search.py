@@ -223,6 +223,21 @@ def test_outcome_ships_the_fastest_within_the_loss(modules):
     assert outcome.shipped(run_of(modules, "ours", 1, {"2": ("c",)})) is None
 
 
+def test_a_longer_recovery_counts_for_arms_of_which_all_is_judged_after_it(modules):
+    runs = [run_of(modules, arm, 0, {"2": (key,)}) for arm, key in (("ours", "d"), ("random", "e"))]
+    near = {"selection": 0.88, "ratio": 0.3}
+    finals = {**FINALS, "d": near, "e": near, "d-longer": {**near, "selection": 0.895}}
+    outcome = modules.outcome.Outcome(runs, finals)
+    assert modules.outcome.border(outcome) == ["d", "e"]
+    found = modules.outcome.after_longer(outcome)
+    assert found.arms == ("ours",)
+    assert found.shipped(found.runs[0]) == "d"
+    assert outcome.shipped(outcome.runs[0]) is None
+    # Dense is 0.9: b lost too much for a longer recovery, a lost nothing.
+    others = [run_of(modules, "ours", 0, {"2": ("a", "b")})]
+    assert modules.outcome.after_longer(modules.outcome.Outcome(others, FINALS)) is None
+
+
 def test_outcome_pairs_seeds(modules):
     runs = [run_of(modules, arm, seed, {"2": ()}) for arm, seed in (("ours", 0), ("ours", 1), ("random", 1))]
     outcome = modules.outcome.Outcome(runs, FINALS)

@@ -43,11 +43,13 @@ class Request(Record):
     Attributes:
         key: that the answer is kept under.
         candidate: what to build; None for the dense network as it is.
+        longer: with the work's longer recovery.
         role: the split that it is judged on. A file that is there already is not built again.
     """
 
     key: str
     candidate: Candidate | None = None
+    longer: bool = False
     role: Literal["selection", "test"] = "selection"
 
 
@@ -88,7 +90,9 @@ class Judge:
         path = self.files / f"{request.key}.onnx"
         try:
             if not path.is_file():
-                write_bytes(path, self.build(self.eight_bits() if request.key == EIGHT else request.candidate))
+                candidate = self.eight_bits() if request.key == EIGHT else request.candidate
+                epochs = self.work.longer_epochs if request.longer else self.work.final_epochs
+                write_bytes(path, self.build(candidate, epochs))
         except AutocompressError as error:
             return {"key": request.key, "failed": str(error)[:300]}
         model = path.read_bytes()
@@ -100,9 +104,9 @@ class Judge:
             "bytes": len(model),
         }
 
-    def build(self, candidate: Candidate | None) -> bytes:
+    def build(self, candidate: Candidate | None, epochs: float) -> bytes:
         """The file, recovered from the dense weights as every other one is."""
-        bench, epochs = self.bench, self.work.final_epochs
+        bench = self.bench
         if candidate is None:
             return bench.folder.read_artifact(bench.prepared.baseline.artifact.sha256)
         if candidate.ratio is not None:

@@ -15,6 +15,10 @@ from autocompress.records.box import in_box
 
 #: Keys under which the dense network and its 8-bit version are judged.
 DENSE, EIGHT = "dense", "eight"
+#: Ends the key of a candidate that was built with the longer recovery.
+LONGER = "-longer"
+#: Accuracy lost by what is built with it: from what a longer recovery is not needed for, to what it does not mend.
+_BORDER = (0.005, 0.035)
 _OBJECTIVES = ("accuracy", "latency_ms")
 
 
@@ -97,6 +101,32 @@ class Outcome:
     def _ratio(self, key: str) -> float:
         found = self.finals.get(key, {})
         return float(found["ratio"]) if "ratio" in found and "selection" in found else math.inf
+
+
+def border(outcome: Outcome) -> list[str]:
+    """Members of the last fronts whose loss on the selection split a longer recovery may bring below the limit."""
+    dense, ends = (
+        outcome.finals.get(DENSE, {}),
+        dict.fromkeys(k for run in outcome.runs for k in run.front(run.minutes)),
+    )
+    losses = {
+        key: dense["selection"] - found["selection"]
+        for key in ends
+        if "selection" in (found := outcome.finals.get(key, {})) and "selection" in dense
+    }
+    return [key for key, loss in losses.items() if _BORDER[0] < loss <= _BORDER[1]]
+
+
+def after_longer(outcome: Outcome) -> Outcome | None:
+    """The same fronts of arms of which all of `border` is judged after the longer recovery; None if there is none."""
+    finals = dict(outcome.finals)
+    runs = list[Run]()
+    for arm in outcome.arms:
+        keys = border(Outcome(outcome.of(arm), outcome.finals))
+        if keys and all(outcome.known(key + LONGER) for key in keys):
+            finals |= {key: outcome.finals[key + LONGER] for key in keys}
+            runs += outcome.of(arm)
+    return Outcome(runs, finals) if runs else None
 
 
 def wanted(runs: Sequence[Run]) -> list[str]:

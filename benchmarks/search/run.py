@@ -26,7 +26,7 @@ from arms.table import ARMS
 from environments import python_of
 from finals import SITTINGS, Kept, Request, files_of, read_latencies
 from jobs import served, side_by_side
-from outcome import DENSE, EIGHT, Outcome, wanted
+from outcome import DENSE, EIGHT, LONGER, Outcome, border, wanted
 from runs import Candidate, Run, path_of, read_runs
 from tables import page
 from works import HERE, WORKS, Places, Work
@@ -53,6 +53,9 @@ def main() -> None:
         "--stop-after", type=float, default=1e9, metavar="MINUTES", help="begin nothing later than this"
     )
     parser.add_argument("--only", choices=("runs", "finals"), help="one of the two parts")
+    parser.add_argument(
+        "--longer", action="store_true", help="recover those ends of the arms' fronts longer that lose a little"
+    )
     parser.add_argument("--test", action="store_true", help="open the test split for the fronts at the end")
     parser.add_argument("--report", action="store_true", help="compute nothing, report what there is")
     options = parser.parse_args()
@@ -114,9 +117,14 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
     runs = one_ground(read_runs(options.results, work.name))
     kept = finals_of(options.results, work)
     candidates = {key: candidate for run in runs for key, candidate in run.candidates.items()}
+    candidates |= {key + LONGER: candidate for key, candidate in candidates.items()}
     missing = [key for key in wanted(runs) if not {"selection", "failed"} & kept.values.get(key, {}).keys()]
     say(f"{work.name}: {len(missing)} of {len(wanted(runs))} candidates are not judged")
     ask_judges(options, places, work, kept, candidates, missing, "selection", until)
+    asked = [run for run in runs if options.longer and run.arm in options.arms]
+    longer = [key + LONGER for key in border(Outcome(asked, kept.values))]
+    again = [key for key in longer if not {"selection", "failed"} & kept.values.get(key, {}).keys()]
+    ask_judges(options, places, work, kept, candidates, again, "selection", until)
     files = files_of(places, work)
     unread = [key for key, found in kept.values.items() if "selection" in found and "ratio" not in found]
     # The dense one is what the others are read beside.
@@ -131,7 +139,7 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
         read_latencies(work, places, kept, inputs, ready)
     if options.test:
         ends = [key for run in runs for key in run.front(run.minutes)]
-        known = {key: kept.values.get(key, {}) for key in (DENSE, EIGHT, *ends)}
+        known = {key: kept.values.get(key, {}) for key in (DENSE, EIGHT, *ends, *longer)}
         closed = [key for key, found in known.items() if "selection" in found and "test" not in found]
         # It is short, and what there is may be opened when no time is left for more of it.
         ask_judges(options, places, work, kept, candidates, closed, "test", math.inf)
@@ -163,7 +171,7 @@ def ask_judges(
                 for key in share:
                     if time.monotonic() > until:
                         return
-                    request = Request(key=key, candidate=candidates.get(key), role=role)
+                    request = Request(key=key, candidate=candidates.get(key), longer=key.endswith(LONGER), role=role)
                     found = json.loads(ask(request.model_dump_json(exclude_defaults=True)))
                     kept.keep(found.pop("key"), found)
                     told = ", ".join(f"{name} {value}" for name, value in found.items() if name != "sha256")

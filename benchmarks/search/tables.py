@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arms.table import ARMS
 from compare import Ratio, Span, distances, latency_at, median, sooner, time_to, volume
-from outcome import DENSE, EIGHT, Outcome
+from outcome import DENSE, EIGHT, Outcome, after_longer
 from pictures import draw_ends, draw_time
 from works import WORKS, Work
 
@@ -46,6 +46,14 @@ def section(work: Work, outcome: Outcome, folder: Path) -> list[str]:
     lines += [*ends(outcome, best), ""]
     if any("test" in found for key, found in outcome.finals.items() if key not in (DENSE, EIGHT)):
         lines += [*shipped(outcome), "", *against_torch_pruning(outcome), ""]
+        longer = after_longer(outcome)
+        if longer is not None:
+            lines += [
+                f"Both tables again, with {work.longer_epochs:g} in place of {work.final_epochs:g} of an epoch of "
+                "recovery for members of last fronts that had lost 0.5 to 3.5 points:",
+                "",
+            ]
+            lines += [*shipped(longer), "", *against_torch_pruning(longer), ""]
     draw_ends(outcome, folder / f"{work.name}-fronts.png", work.title)
     return [*lines, f"![Last fronts]({work.name}-fronts.png)", ""]
 

@@ -45,6 +45,7 @@ class Work:
         own_s: about what a trial with this project's evaluator takes.
         own_epochs: passes over the training split of the evaluator's recovery.
         final_epochs: recovery, with distillation, of every member of every returned front.
+        longer_epochs: of those members of the last fronts that lost a little more than what is allowed, if it is asked.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Work:
     own_s: float
     own_epochs: float
     final_epochs: float
+    longer_epochs: float
 
     def task(self, places: Places) -> dict[str, Any]:
         """The task of a study."""
@@ -126,6 +128,7 @@ WORKS = {
             own_s=20.0,
             own_epochs=0.25,
             final_epochs=0.5,
+            longer_epochs=1.0,
         ),
         Work(
             name="minilm",
@@ -139,6 +142,7 @@ WORKS = {
             own_s=20.0,
             own_epochs=0.25,
             final_epochs=1.0,
+            longer_epochs=2.0,
         ),
     )
 }
