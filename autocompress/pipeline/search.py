@@ -25,7 +25,7 @@ from autocompress.search.problem import Problem
 from autocompress.search.rungs import fidelities
 from autocompress.search.settings import SearchSettings
 
-#: Seeds at most, unless a person names more plans: after so many, what was learnt from them finds better ones.
+#: Seeds at most, but for a person's own plans: after so many, what was learnt from them finds better ones.
 _SEEDS = 16
 
 
@@ -132,12 +132,11 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
 def _seeds(
     bench: Workbench, profile: Profile, guide: PlanGuide, ledger: Ledger
 ) -> list[tuple[str, dict[str, ParamValue]]]:
-    """What the search begins with, at most half of its trials; nothing new once trials were proposed."""
+    """A person's plans, all of them, and others up to half of the trials; nothing new once trials were proposed."""
     search = bench.study.search
     if any(t.origin == "sampler" for t in ledger.trials()):
         return []
-    most = max(_SEEDS, len(search.seeds.plans))
-    return seed_points(bench, profile, guide)[: min(most, (search.trials + 1) // 2)]
+    return seed_points(bench, profile, guide)[: max(len(search.seeds.plans), min(_SEEDS, (search.trials + 1) // 2))]
 
 
 def _busy_s(bench: Workbench, ledger: Ledger) -> float:

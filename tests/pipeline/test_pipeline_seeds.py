@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from autocompress.pipeline.evaluate import Evaluator
 from autocompress.pipeline.guide import PlanGuide, study_guide
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.pipeline.profile import Profile, profile
+from autocompress.pipeline.search import _seeds
 from autocompress.pipeline.seed_items import items_of
 from autocompress.pipeline.seeds import find_seeds, in_turns, knapsack, ordered, seed_points, spread
-from autocompress.pipeline.trials import search_front
+from autocompress.pipeline.trials import open_ledger, search_front
 from autocompress.records import ChannelCut, Estimate, Fidelity, LayerBits, Plan
 from autocompress.search.ledger import Candidate, Ledger
 from autocompress.search.samplers import Random
@@ -237,6 +239,26 @@ def test_a_study_begins_with_a_persons_plan_and_what_its_profile_suggests(
     # Only what the space offers was measured: eight bits, and every group.
     assert {entry.bits for entry in found.sensitivity.layers} == {8}
     assert {entry.group for entry in found.sensitivity.groups} <= {choice.name for choice in bench.space.groups}
+
+
+@pytest.mark.slow
+def test_all_of_a_persons_plans_are_tried_however_few_the_trials(
+    bench: Workbench, found: Profile, tmp_path: Path
+) -> None:
+    cut, bits = f"cuts: [{{match: '{bench.space.groups[0].name}', keep: 8}}]\n", "bits: [{match: '*', bits: 8}]\n"
+    files = [tmp_path / f"{name}.yaml" for name in ("cut", "bits", "both")]
+    for file, text in zip(files, (cut, bits, cut + bits), strict=True):
+        file.write_text(text)
+
+    def begun(trials: int, plans: Sequence[Path]) -> list[str]:
+        asked = with_seeds(bench, budgets=5, plans=[str(file) for file in plans])
+        search = asked.study.search.model_copy(update={"trials": trials})
+        asked = Workbench(asked.study.model_copy(update={"search": search}), asked.folder, asked.prepared)
+        return [name for name, _ in _seeds(asked, found, study_guide(asked, found), open_ledger(asked.study))]
+
+    assert begun(3, files) == ["plan-cut", "plan-bits", "plan-both"]
+    assert len(begun(10, files)) == 5
+    assert len(begun(100, ())) <= 16
 
 
 @pytest.mark.slow
