@@ -84,8 +84,9 @@ def steps(trials: Iterable[TrialRecord]) -> list[Step]:
     """Every stay of every candidate at a rung that is over, in the order in which the ledger was told.
 
     A trial that went on right away begins its next stay with the end of the last. One that waited in between, or that
-    was taken up again after an interruption, begins it as long before the end as its seconds say. What was answered
-    from the cache took no time but that of proposing it.
+    was taken up again after an interruption, begins it as long before the end as its seconds say; or if it has none, as
+    when it failed, with the moment that it was taken up. What was answered from the cache took no time but that of
+    proposing it.
     """
     found: list[Step] = []
     for trial in trials:
@@ -94,6 +95,8 @@ def steps(trials: Iterable[TrialRecord]) -> list[Step]:
             parts = seconds or {}
             begin = end - timedelta(seconds=sum(parts.values()))
             # Where nothing is accounted for, as of a candidate that failed, only the clock says how long it took.
+            if seconds is None and mark is not None and trial.taken_up is not None:
+                mark = max(mark, min(trial.taken_up, end))
             if mark is not None and (seconds is None or begin - mark <= timedelta(seconds=PAUSE_S)):
                 begin = min(mark, begin)
             found.append(Step(trial.number, begin, end, parts))

@@ -23,9 +23,16 @@ def check_seeds(study: Study) -> None:
     """Refuse what can be refused of a study's seeds before the network is known.
 
     Raises:
-        ConfigError: a plan file is missing or wrong in itself, or the earlier study is not there.
+        ConfigError: a plan file is missing or wrong in itself, there are more of them than trials, or the earlier
+            study is not there.
     """
-    for file in study.search.seeds.plans:
+    plans, trials = study.search.seeds.plans, study.search.trials
+    if len(plans) > trials:
+        raise ConfigError(
+            f"search.seeds.plans: expected at most {trials} files, as many as search.trials, got {len(plans)}; raise "
+            "search.trials"
+        )
+    for file in plans:
         validate(PlanFile, read_document(Path(file)))
     if study.search.seeds.warm_start is not None:
         _earlier(study, study.search.seeds.warm_start)

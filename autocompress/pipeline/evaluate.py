@@ -201,12 +201,13 @@ class Evaluator:
         quality = bench.judge.values(outputs, targets, "validation")
         fair = self._fair(outputs, targets, "validation")
         judged = time.monotonic()
-        predicted = ("latency_ms",) if latency is not None else ()
+        predicted, noisy = ("latency_ms",) if latency is not None else (), False
         seconds: dict[str, float] = {}
         if latency is None:
             with bench.folder.lent_artifact(compressed.model) as sha256:
                 taken = self._read(plan, sha256, session)
             latency = scaled(taken.readings[0].ratio, bench.prepared.baseline.latency_ms)
+            noisy = taken.readings[0].noisy
             seconds = {"wait": time.monotonic() - judged - taken.seconds, "latency": taken.seconds}
         costs = self._costs(plan, compressed)
         return RungResult(
@@ -214,6 +215,7 @@ class Evaluator:
             fidelity=fidelity,
             values={**values_of(compressed, quality, latency, fair), **costs.values},
             predicted=predicted,
+            noisy=noisy,
             seconds={**compressed.seconds, "quality": judged - started, **seconds, **costs.seconds},
         )
 

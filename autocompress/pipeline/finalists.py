@@ -34,9 +34,11 @@ from autocompress.records import (
     Role,
     TrialRecord,
     digest,
+    meets,
     minimized,
 )
 from autocompress.rng import derive_seed
+from autocompress.search.problem import cost_bounds
 from autocompress.space.space import Space
 
 #: The rung of finalists: recovery in full.
@@ -53,6 +55,7 @@ class Finals(Record):
         code_sha256: of autocompress and the task function's module, when this was made.
         failed: trial number -> reason, of finalists that could not be recovered or measured.
         failed_controls: "<trial number> <control>" -> reason.
+        limits: seconds and GiB that each might take.
     """
 
     key: str
@@ -62,6 +65,7 @@ class Finals(Record):
     code_sha256: str
     failed: dict[int, str] = Field(default_factory=dict)
     failed_controls: dict[str, str] = Field(default_factory=dict)
+    limits: tuple[float, float] = (0.0, 0.0)
 
     @property
     def front(self) -> tuple[Finalist, ...]:
@@ -111,7 +115,10 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         }
     )
     earlier = read_record(folder.finalists, Finals)
-    if earlier is not None and earlier.key == key:
+    limits = study.finalists.timeout_s, study.search.memory_gb
+    incomplete = earlier is not None and bool(earlier.failed or earlier.failed_controls)
+    # What failed within other limits is tried again; the others are answered from the cache.
+    if earlier is not None and earlier.key == key and (earlier.limits == limits or not incomplete):
         report.stage("finalists", f"{len(earlier.finalists)} finalists are there already")
         return earlier
 
@@ -180,6 +187,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
         code_sha256=code_digest(study.task.factory),
         failed=failed,
         failed_controls=failed_controls,
+        limits=limits,
     )
     write_record(folder.finalists, result)
     return result
@@ -240,10 +248,11 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
     """The candidates that are recovered in full: one per physical candidate, by non-dominated rank, spread out.
 
     Feasible complete trials come first. Places that are left go to trials whose latency stayed noisy, which cannot be
-    ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first;
-    then to seeds that were not reached, in their order, which spreads them over latency. So a search that is stopped
-    early still gives the best that it knows. The dense network stands beside every front anyway: it takes no place
-    unless there is nothing else.
+    ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first,
+    but for those that break a bound which training does not change, or were found to be hopeless; then to seeds that
+    were not reached, in their order, which spreads them over latency. So a search that is stopped early still gives the
+    best that it knows. The dense network stands beside every front anyway: it takes no place unless there is nothing
+    else.
 
     Args:
         bench: the prepared study.
@@ -282,8 +291,12 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
     for trusted in (True, False):
         some = [t for t in smaller(feasible) if counts(t, study.objectives) == trusted]
         add(some, [t.measurement.values for t in some if t.measurement])
+    costs = cost_bounds(study.bounds, study.metrics)
+    promising = [
+        t for t in smaller(early.values()) if meets(t.rungs[-1], costs) and not t.reason.startswith("hopeless:")
+    ]
     for rung in reversed(range(len(study.search.ladder) - 1)):
-        some = [t for t in smaller(early.values()) if t.rungs[-1].fidelity.rung == rung]
+        some = [t for t in promising if t.rungs[-1].fidelity.rung == rung]
         add(some, [t.rungs[-1].values for t in some])
     chosen += smaller(unseen)[: study.finalists.count - len(chosen)]
     return chosen or feasible[:1] or [*early.values(), *unseen][:1]

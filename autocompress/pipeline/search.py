@@ -132,11 +132,15 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
 def _seeds(
     bench: Workbench, profile: Profile, guide: PlanGuide, ledger: Ledger
 ) -> list[tuple[str, dict[str, ParamValue]]]:
-    """A person's plans, all of them, and others up to half of the trials; nothing new once trials were proposed."""
+    """A person's plans, all of them, and others up to half of the trials; no others once trials were proposed."""
     search = bench.study.search
-    if any(t.origin == "sampler" for t in ledger.trials()):
+    proposed = any(t.origin == "sampler" for t in ledger.trials())
+    if proposed and not search.seeds.plans:
         return []
-    return seed_points(bench, profile, guide)[: max(len(search.seeds.plans), min(_SEEDS, (search.trials + 1) // 2))]
+    points = seed_points(bench, profile, guide)
+    if proposed:
+        return [point for point in points if point[0].startswith("plan-")]
+    return points[: max(len(search.seeds.plans), min(_SEEDS, (search.trials + 1) // 2))]
 
 
 def _busy_s(bench: Workbench, ledger: Ledger) -> float:

@@ -161,6 +161,7 @@ def ordered(
     """
     collected = _Collected(space, guide)
     first = collected.valid(own)
+    persons = len(first)
     dense = collected.valid([("dense", space.plan(space.dense()))])
     given = [(name, space.plan(params)) for name, params in space.seeds()] if uniform else []
     # Fewer bits alone are never trained, and are where whoever compresses by hand begins.
@@ -176,7 +177,8 @@ def ordered(
         simple = [seed for at in range(0, len(offered), 4) for seed in spread(offered[at : at + 4], _share)]
     rest = in_turns(in_turns(warm, chosen, 1), simple, 3)
     points = [*first, *rest]
-    points[_BEFORE_DENSE:_BEFORE_DENSE] = dense
+    late = max(_BEFORE_DENSE, persons)
+    points[late:late] = dense
     return Seeds(tuple(points), tuple(collected.left_out), solved.notes)
 
 

@@ -81,6 +81,7 @@ from autocompress.records.study import (
     TrialRecord,
     TrialState,
     Version,
+    meets,
 )
 from autocompress.records.training import (
     Adaptive,
@@ -184,6 +185,7 @@ __all__ = [
     "check_values",
     "digest",
     "is_maximized",
+    "meets",
     "minimized",
     "name_problem",
     "settled",

@@ -22,6 +22,7 @@ class RungResult(Record):
         fidelity: which rung, and how many epochs it rests on.
         values: objective name -> estimate.
         predicted: names among `values` that a model told, not a reading.
+        noisy: the latency was read, and stayed noisy: it decides nothing.
         seconds: part name -> wall time, as of a `Measurement`.
         judged: when the ledger was told; None before.
         cached: answered from an earlier evaluation of the same physical candidate, whose `seconds` these are.
@@ -32,6 +33,7 @@ class RungResult(Record):
     fidelity: Fidelity
     values: dict[str, Estimate]
     predicted: tuple[str, ...] = ()
+    noisy: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
     judged: datetime | None = None
     cached: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
@@ -36,6 +37,12 @@ class Bound(Record):
     def violation(self, value: float) -> float:
         """By how much `value` misses the bound; <= 0 if it does not."""
         return self.min - value if self.min is not None else value - float(self.max or 0.0)
+
+
+def meets(result: RungResult, bounds: Iterable[Bound]) -> bool:
+    """Whether a rung's result violates none of `bounds`, as far as it tells; a noisy latency tells nothing."""
+    known = {name: e.value for name, e in result.values.items() if not (result.noisy and name == "latency_ms")}
+    return all(bound.violation(known[bound.objective]) <= 0.0 for bound in bounds if bound.objective in known)
 
 
 class EvaluatorReference(Record):
@@ -84,6 +91,7 @@ class TrialRecord(Record):
         reason: why a trial failed or was stopped, ``"kind: message"``; empty otherwise.
         violations: constraint name -> amount by which it is violated (<= 0 is satisfied).
         attempts: how often the candidate's process was started.
+        taken_up: when a worker went on with it last, after a wait or an interruption; None if that never was.
     """
 
     number: int
@@ -97,6 +105,7 @@ class TrialRecord(Record):
     reason: str = ""
     attempts: int = 0
     started: datetime | None = None
+    taken_up: datetime | None = None
     finished: datetime | None = None
 
     @property

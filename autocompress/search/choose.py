@@ -82,6 +82,8 @@ def choose_sampler(
             evolution,
             f"sampler {evolution.kind}: {trials} trials are more than a model is fitted to ({MOST_MODELLED})",
         )
+    if not problem.dense.keys() >= set(problem.objectives):
+        return Choice(evolution, f"sampler {evolution.kind}: a model needs the dense network's values to compare with")
     takes = "of unknown length" if seconds_per_trial is None else f"of about {seconds_per_trial:.2g} s"
     knows = (
         "what the profile knows of a plan" if problem.guide is not None else "the parameters alone, without a profile"

@@ -25,6 +25,7 @@ from autocompress.search.fallback import SafeProposer, SafeSampler
 from autocompress.search.ledger import ENDED, Ledger, SearchSpace
 from autocompress.search.problem import Problem, Proposer
 from autocompress.search.rungs import Ladder
+from autocompress.search.samplers import Surrogate
 from autocompress.search.scheduler import RungScheduler
 from autocompress.search.searcher import LedgerSearcher
 from autocompress.search.settings import SearchSettings
@@ -77,6 +78,7 @@ def search(
         proposer = _proposer(space, settings, ledger, problem, on_message, on_choice)
         with ray_session(settings.workers) as workers, stop_signals() as stop:
             searcher = LedgerSearcher(ledger, space, settings, ladder, workers, proposer, on_trial, on_message)
+            searcher.stopping = lambda: bool(stop)
             while searcher.left:
                 _run_tune(searcher, evaluator, settings, stop)
                 if searcher.error is not None:
@@ -86,17 +88,16 @@ def search(
                     raise stop.error(f"after {done} of {settings.trials} trials")
             searcher.close()
     trials = ledger.trials()
-    if not any(t.measurement is not None or t.rungs for t in trials if t.state != "failed"):
-        first = next((t for t in trials if t.state == "failed"), None)
-        if first is not None:
-            raise SearchError(
-                f"all {ledger.count('failed')} trials failed; the first, trial {first.number}: {first.reason}"
-            )
-        # Seeds that time left none for may still be recovered in full.
-        if not any(t.is_unseen_seed for t in trials):
-            raise SearchError(
-                f"no candidate was judged within search.time_s, {settings.time_s:g} seconds; give the search more time"
-            )
+    judged = any(t.measurement is not None or t.rungs for t in trials if t.state != "failed")
+    # Seeds that time left none for may still be recovered in full.
+    if judged or any(t.is_unseen_seed for t in trials):
+        return
+    failed = [t for t in trials if t.state == "failed"]
+    if not failed:
+        raise SearchError(
+            f"no candidate was judged within search.time_s, {settings.time_s:g} seconds; give the search more time"
+        )
+    raise SearchError(f"all {len(failed)} trials failed; the first, trial {failed[0].number}: {failed[0].reason}")
 
 
 def _proposer(
@@ -110,6 +111,11 @@ def _proposer(
     """What proposes beyond the seeds: one of our own, or the ledger's sampler from now on. Neither stops the search."""
     done = [t for t in ledger.trials() if t.state == "complete"]
     took = [(t.finished - t.started).total_seconds() for t in done if t.started and t.finished]
+    asked, unknown = settings.sampler, sorted(set(problem.objectives) - problem.dense.keys())
+    if unknown and isinstance(asked, Surrogate):
+        raise SearchError(
+            f"sampler surrogate: expected the dense model's value of every objective, got none of {unknown}"
+        )
     choice = choose_sampler(
         settings.sampler,
         trials=settings.trials,
@@ -118,10 +124,12 @@ def _proposer(
         problem=problem,
     )
     on_choice(choice)
-    kind, seed = choice.config.kind, derive_seed(settings.seed, "sampler", ledger.count(*ENDED))
+    kind, seed = choice.config.kind, derive_seed(settings.seed, "sampler")
     found = build_proposer(choice.config, space, problem, seed)
     if found is not None:
         return SafeProposer(found, kind, space, seed, on_message)
+    # Of Optuna's samplers none looks at how many trials there are: the same seed would propose the same again.
+    seed = derive_seed(settings.seed, "sampler", ledger.count(*ENDED))
     ledger.use(SafeSampler(choice.config.build(seed), kind, seed, on_message))
     return None
 

@@ -169,7 +169,8 @@ class Ledger:
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         attrs = trial.user_attrs
         # All that can still change: a trial's record is made once for each of its states.
-        seen = (trial.state, len(attrs), len(attrs.get("rungs", ())), attrs.get("promoted"), attrs.get("attempts"))
+        changing = (attrs.get(name) for name in ("promoted", "attempts", "taken_up"))
+        seen = (trial.state, len(attrs), len(attrs.get("rungs", ())), *changing)
         if trial.number in self._records and self._records[trial.number][0] == seen:
             return self._records[trial.number][1]
         state = _STATES[trial.state]
@@ -188,6 +189,7 @@ class Ledger:
             reason=attrs.get("reason", "") if state in ("failed", "stopped") else "",
             attempts=_attempts(attrs),
             started=trial.datetime_start,
+            taken_up=datetime.fromisoformat(attrs["taken_up"]) if "taken_up" in attrs else None,
             finished=trial.datetime_complete,
         )
         self._records[trial.number] = seen, record
@@ -255,14 +257,21 @@ class Ledger:
             self._study.enqueue_trial(proposer.propose(trials))
         return self._prepare(self._study.ask(), space)
 
-    def take_up(self, number: int, space: SearchSpace) -> Candidate | TrialRecord:
-        """A trial that is open but that nothing runs any longer, once more under its own number; else as `ask`."""
-        frozen = self._frozen()[number]
-        return self._prepare(optuna.trial.Trial(self._study, frozen._trial_id), space)
+    def take_up(self, number: int, space: SearchSpace, *, lost: bool = True) -> Candidate | TrialRecord:
+        """A trial that is open but that nothing runs any longer, once more under its own number; else as `ask`.
 
-    def _prepare(self, trial: optuna.Trial, space: SearchSpace) -> Candidate | TrialRecord:
+        Args:
+            number: of the trial.
+            space: that the candidate is of.
+            lost: it was running, so that this is another attempt; else it goes on after it has waited.
+        """
+        self._set(number, "taken_up", datetime.now().isoformat())
+        frozen = self._frozen()[number]
+        return self._prepare(optuna.trial.Trial(self._study, frozen._trial_id), space, again=lost)
+
+    def _prepare(self, trial: optuna.Trial, space: SearchSpace, *, again: bool = True) -> Candidate | TrialRecord:
         attrs = trial.user_attrs
-        attempts = _attempts(attrs) + 1
+        attempts = _attempts(attrs) + again
         try:
             if "plan" in attrs:
                 plan = Plan.model_validate_json(attrs["plan"])
@@ -271,7 +280,7 @@ class Ledger:
                 trial.set_user_attr("plan", plan.model_dump_json())
         except AutocompressError as error:
             return self.fail(trial.number, f"{error.kind}: {error}")
-        if attempts > 1:
+        if again and attempts > 1:
             trial.set_user_attr("attempts", attempts)
         rungs = self.record(trial.number).rungs
         return Candidate(

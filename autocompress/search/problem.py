@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from autocompress.records import Bound, Metric, ParamValue, Plan, TrialRecord
+from autocompress.records import MAXIMIZED, Bound, Metric, ParamValue, Plan, TrialRecord
 from autocompress.records.box import in_box
 
 
@@ -47,13 +47,29 @@ class Problem:
     bounds: tuple[Bound, ...] = ()
     guide: Guide | None = None
 
+    @property
+    def cost_bounds(self) -> tuple[Bound, ...]:
+        """Bounds that training does not change: a low accuracy says little before it."""
+        return cost_bounds(self.bounds, self.metrics)
+
     def points(self, values: Sequence[Mapping[str, float]]) -> np.ndarray:
         """Objectives as shares of the box that the dense model fixes, minimized, shape (n, m): see `in_box`."""
         return in_box(values, self.dense, self.objectives, self.metrics)
 
 
+def cost_bounds(bounds: Iterable[Bound], metrics: Iterable[Metric]) -> tuple[Bound, ...]:
+    """Those of `bounds` that training does not change.
+
+    Args:
+        bounds: constraints.
+        metrics: those of the study, which training changes.
+    """
+    learnt = {*MAXIMIZED, "worst_class_drop", *(metric.name for metric in metrics)}
+    return tuple(bound for bound in bounds if bound.objective not in learnt)
+
+
 class Proposer(Protocol):
-    """Proposes candidates from all that the ledger knows; a stateless view of it, so that a resumed search goes on."""
+    """Proposes candidates from all that the ledger knows, so that a resumed search has nothing to restore."""
 
     def propose(self, trials: Sequence[TrialRecord]) -> dict[str, ParamValue]:
         """Parameters of the next candidate; `trials` are all of the ledger, by number, running ones included."""

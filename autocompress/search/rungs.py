@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import moocore
 import numpy as np
 
-from autocompress.records import MAXIMIZED, Bound, Fidelity, Plan, TrialRecord, starts_untrained
+from autocompress.records import MAXIMIZED, Fidelity, Plan, RungResult, TrialRecord, meets, starts_untrained
 from autocompress.search.problem import Problem
 
 #: Two candidates whose latencies are within this factor of each other are compared by the check of a rung.
@@ -29,8 +29,9 @@ _ALIKE = 1.3
 _PAIRS = 8
 #: Kendall's τ below which a rung does not tell which candidates will be good.
 LEAST_TAU = 0.3
-#: Candidates at the first rung before some are trained in full to check it, and how many are.
-_CHECK_AFTER, _CHECKED = 10, 3
+#: Candidates at the first rung before some are trained in full to check it, and how many of like latency are: all of
+#: their pairs make ten.
+_CHECK_AFTER, _CHECKED = 10, 5
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,14 @@ class Ladder:
             return begin
         return next((i for i in range(begin, self.last) if self.rungs[i].epochs > 0.0), self.last)
 
-    def promotable(self, trials: Sequence[TrialRecord], *, begin: int = 0, final: bool = False) -> list[int]:
+    def promotable(
+        self,
+        trials: Sequence[TrialRecord],
+        *,
+        begin: int = 0,
+        final: bool = False,
+        probes: Collection[int] = (),
+    ) -> list[int]:
         """Numbers of paused trials that may go on, the most useful first.
 
         In each band of a rung one of every `reduction` candidates goes on, those that went on already counted, if it is
@@ -79,8 +87,12 @@ class Ladder:
         Args:
             trials: of the ledger.
             begin: the first rung in use; what waits at one below it goes on in any case.
-            final: nothing new will come: in every band at least one goes on.
+            final: nothing new will come: in every band of a rung that no running trial comes to any more, at least one
+                goes on.
+            probes: of `probes`: what goes on for their sake takes nobody's place.
         """
+        # What a running trial is judged at next; it may come to every rung above as well.
+        lowest = min((_next_rung(t, begin) for t in trials if t.state == "running"), default=self.last)
         found: list[int] = []
         for rung in reversed(range(self.last)):
             judged = [t for t in trials if _passed(t, rung)]
@@ -90,10 +102,11 @@ class Ladder:
             if rung < begin:
                 found += sorted(waiting)
                 continue
-            ahead = {t.number for t in judged if _went_on(t, rung)}
+            ahead = {t.number for t in judged if _went_on(t, rung) and t.number not in probes}
+            ends = final and lowest > rung
             offers: list[tuple[int, int, int]] = []
             for band in self._bands(judged, rung):
-                quota = math.ceil(len(band) / self.reduction) if final else len(band) // self.reduction
+                quota = math.ceil(len(band) / self.reduction) if ends else len(band) // self.reduction
                 gone = sum(row.number in ahead for row in band)
                 # Who is best changes with every newcomer: without the second condition nearly all would go on in turn.
                 left = [number for number in _best(band, quota) if number in waiting][: max(0, quota - gone)]
@@ -116,37 +129,44 @@ class Ladder:
                 number=trial.number,
                 point=self.problem.points([values])[0],
                 latency=values.get("latency_ms", 0.0),
-                feasible=all(b.violation(values[b.objective]) <= 0.0 for b in self._costs if b.objective in values),
+                feasible=meets(_result(trial, rung), self.problem.cost_bounds),
             )
         return self._rows[key]
-
-    @property
-    def _costs(self) -> list[Bound]:
-        """Bounds that training does not change: a low accuracy says little before it."""
-        learnt = {*MAXIMIZED, "worst_class_drop", *(metric.name for metric in self.problem.metrics)}
-        return [bound for bound in self.problem.bounds if bound.objective not in learnt]
 
     # --- does the first rung rank? ------------------------------------------------------------------------------
 
     def probes(self, trials: Sequence[TrialRecord], *, begin: int) -> list[int]:
-        """Paused trials that are trained in full for the sake of the check: near others in latency, but behind them.
+        """Trials that are trained in full for the sake of the check, promoted or not; they are chosen once.
+
+        Five whose latencies are within a factor of 1.3 of each other, from where most were judged; first those that
+        went on, as they are trained anyway, then others at even distances in their order at the rung.
 
         Args:
             trials: of the ledger.
             begin: the first rung in use, which is checked.
+
+        Returns:
+            Numbers; none while there are too few.
         """
-        judged = [t for t in trials if _passed(t, begin)]
-        if begin == self.last or len(judged) < _CHECK_AFTER or rank_agreement(trials, begin, self.problem)[1] >= _PAIRS:
+        judged = [t for t in trials if _passed(t, begin) and (_went_on(t, begin) or t.state == "paused")]
+        if begin == self.last or len(judged) < _CHECK_AFTER:
             return []
-        gone = [t for t in judged if _went_on(t, begin)]
-        waiting = [t for t in judged if t.state == "paused" and t.rungs[-1].fidelity.rung == begin]
         latency = {t.number: _values(t, begin).get("latency_ms", 1.0) for t in judged}
-
-        def distance(trial: TrialRecord) -> tuple[float, int]:
-            own = latency[trial.number]
-            return min((abs(math.log(own / latency[g.number])) for g in gone), default=0.0), trial.number
-
-        return [t.number for t in sorted(waiting, key=distance)[:_CHECKED]]
+        alike = max(
+            (
+                [t for t in judged if latency[a.number] <= latency[t.number] <= _ALIKE * latency[a.number]]
+                for a in judged
+            ),
+            key=lambda some: (len(some), sum(_went_on(t, begin) for t in some)),
+        )
+        if len(alike) < _CHECKED:
+            return []
+        column = _learnt_column(self.problem) or 0
+        order = np.argsort(self.problem.points([_values(t, begin) for t in alike])[:, column], kind="stable")
+        gone = [alike[i].number for i in order if _went_on(alike[i], begin)][: _CHECKED - 2]
+        rest = [alike[i].number for i in order if alike[i].number not in gone]
+        places = np.linspace(0, len(rest) - 1, _CHECKED - len(gone)).round().astype(int)
+        return [*gone, *(rest[i] for i in places)]
 
     def checked(self, trials: Sequence[TrialRecord], begin: int) -> tuple[int, str]:
         """The first rung that ranks well enough, and what there is to say; unchanged while too little is known.
@@ -186,11 +206,10 @@ def rank_agreement(trials: Sequence[TrialRecord], rung: int, problem: Problem) -
         1.3, ties at the rung counting as 0, in the first learnt objective; and the number of pairs. τ is 0 without
         a pair.
     """
-    learnt = [o for o in problem.objectives if o in MAXIMIZED or o in {m.name for m in problem.metrics}]
+    column = _learnt_column(problem)
     done = [t for t in trials if t.state == "complete" and t.measurement is not None and _passed(t, rung)]
-    if not learnt:
+    if column is None:
         return 1.0, len(done)
-    column = problem.objectives.index(learnt[0])
     early = problem.points([_values(t, rung) for t in done])[:, column] if done else np.empty(0)
     late = problem.points([_complete(t) for t in done])[:, column] if done else np.empty(0)
     latency = np.array([_complete(t).get("latency_ms", 1.0) for t in done])
@@ -201,6 +220,12 @@ def rank_agreement(trials: Sequence[TrialRecord], rung: int, problem: Problem) -
         if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j]) and late[i] != late[j]
     ]
     return (float(np.mean(signs)) if signs else 0.0), len(signs)
+
+
+def _learnt_column(problem: Problem) -> int | None:
+    """Index of the first objective that training improves; None if none does."""
+    metrics = {metric.name for metric in problem.metrics}
+    return next((i for i, name in enumerate(problem.objectives) if name in MAXIMIZED or name in metrics), None)
 
 
 class _Row(NamedTuple):
@@ -254,14 +279,22 @@ def _passed(trial: TrialRecord, rung: int) -> bool:
     return trial.state != "failed" and any(r.fidelity.rung == rung for r in trial.rungs)
 
 
+def _next_rung(trial: TrialRecord, begin: int) -> int:
+    """At which a running trial is judged next, at the earliest."""
+    return max(begin, trial.rungs[-1].fidelity.rung + 1) if trial.rungs else begin
+
+
 def _went_on(trial: TrialRecord, rung: int) -> bool:
     """Whether a trial that was judged at a rung was promoted from it."""
     return trial.state in ("running", "complete") or trial.rungs[-1].fidelity.rung > rung
 
 
+def _result(trial: TrialRecord, rung: int) -> RungResult:
+    return next(r for r in trial.rungs if r.fidelity.rung == rung)
+
+
 def _values(trial: TrialRecord, rung: int) -> dict[str, float]:
-    result = next(r for r in trial.rungs if r.fidelity.rung == rung)
-    return {name: estimate.value for name, estimate in result.values.items()}
+    return {name: estimate.value for name, estimate in _result(trial, rung).values.items()}
 
 
 def _complete(trial: TrialRecord) -> dict[str, float]:

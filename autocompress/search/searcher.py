@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +19,8 @@ from autocompress.search.settings import SearchSettings
 
 #: A search is not given up before this many trials of the run have ended.
 _FAIR_TRIALS = 5
-#: The ledger's note of the first rung in use.
-_FIRST_RUNG = "first_rung"
+#: The ledger's notes of the first rung in use, and of those that are trained in full to check it.
+_FIRST_RUNG, _PROBES = "first_rung", "probes"
 
 
 class LedgerSearcher(Searcher):
@@ -54,6 +54,7 @@ class LedgerSearcher(Searcher):
         super().__init__()
         self.error: BaseException | None = None
         self.why_lost: Callable[[str], str] = lambda trial_id: "its Ray actor was lost"
+        self.stopping: Callable[[], bool] = lambda: False
         self._ledger = ledger
         self._space = space
         self._settings = settings
@@ -66,12 +67,14 @@ class LedgerSearcher(Searcher):
         self._again = deque(ledger.unfinished())
         self._losses: Counter[int] = Counter()
         self._begun = ledger.count("running", "paused", "complete", "stopped", "failed")
-        self._good: set[int] = set()
-        self._failures: list[TrialRecord] = []
+        # By how many rungs the candidate had passed: many that pass the first do not excuse failures at the last.
+        self._passes: Counter[int] = Counter()
+        self._failures: defaultdict[int, list[TrialRecord]] = defaultdict(list)
         self._proposed_s: dict[int, float] = {}
         self._ends = None if settings.time_s is None else time.monotonic() + settings.time_s - settings.spent_s
         self._begin = int(ledger.noted(_FIRST_RUNG) or 0)
         self._checked = ledger.noted(_FIRST_RUNG) is not None
+        self._probes: list[int] = json.loads(ledger.noted(_PROBES) or "[]")
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles what it is given when it starts, and is never asked to restore it."""
@@ -94,6 +97,8 @@ class LedgerSearcher(Searcher):
             if trial.state == "paused":
                 epochs = trial.rungs[-1].fidelity.epochs
                 why = f"rung: not among the best of like latency after {epochs:g} epochs"
+                if self.late:
+                    why = f"rung: waited after {epochs:g} epochs when the time of the search was over"
             elif trial.state == "running" and self.late:
                 why = f"time: the {self._settings.time_s:g} s of the search were over"
             else:
@@ -130,7 +135,7 @@ class LedgerSearcher(Searcher):
             self._attempts(candidate, found)
             trial = self._ledger.judge(candidate.number, self._timed(candidate.number, found["reply"]))
             if trial.state == "paused":
-                self._good.add(trial.number)
+                self._passes[len(trial.rungs) - 1] += 1
                 self._on_trial(trial)
                 self._check()
                 if not self.late and self._following() == trial.number:
@@ -177,13 +182,13 @@ class LedgerSearcher(Searcher):
 
     def _next(self) -> Candidate | None:
         """What was lost comes first, then who may go on, then who is new."""
-        while self.error is None:
+        while self.error is None and not self.late and not self.stopping():
             asked: Candidate | TrialRecord | None
             if self._again:
                 asked = self._ledger.take_up(self._again.popleft(), self._space)
             elif (number := self._following()) is not None:
                 self._ledger.promote(number)
-                asked = self._ledger.take_up(number, self._space)
+                asked = self._ledger.take_up(number, self._space, lost=False)
             elif self._begun < self._settings.trials:
                 asked = self._new()
             else:
@@ -242,10 +247,13 @@ class LedgerSearcher(Searcher):
             return []
         trials = self._ledger.trials()
         final = self._begun >= self._settings.trials and not self._again
-        final = final and not any(t.state == "running" for t in trials)
-        ready = self._ladder.promotable(trials, begin=self._begin, final=final)
+        if not self._checked and not self._probes:
+            self._probes = self._ladder.probes(trials, begin=self._begin)
+            if self._probes:
+                self._ledger.note(_PROBES, json.dumps(self._probes))
+        ready = self._ladder.promotable(trials, begin=self._begin, final=final, probes=self._probes)
         if not self._checked:
-            ready += [n for n in self._ladder.probes(trials, begin=self._begin) if n not in ready]
+            ready += [n for n in self._probes if n not in ready and trials[n].state == "paused"]
         return ready
 
     def _check(self) -> None:
@@ -302,18 +310,20 @@ class LedgerSearcher(Searcher):
 
     def _note(self, trial: TrialRecord) -> None:
         """A trial ended; give the search up if too many failed."""
+        passed = len(trial.rungs)
         if trial.state == "failed":
-            self._failures.append(trial)
+            self._failures[passed].append(trial)
         else:
-            self._good.add(trial.number)
+            self._passes[passed] += 1
         self._on_trial(trial)
         self._check()
-        ended = len(self._good) + len(self._failures)
-        share = len(self._failures) / ended
-        if ended >= _FAIR_TRIALS and share > self._settings.max_failures:
-            first = self._failures[0]
+        failures = self._failures[passed]
+        ended = self._passes[passed] + len(failures)
+        if ended >= _FAIR_TRIALS and len(failures) > self._settings.max_failures * ended:
+            first = failures[0]
+            where = f" after {passed} rung{'s' * (passed > 1)}" if passed else ""
             self.error = SearchError(
-                f"{len(self._failures)} of {ended} trials failed, over the limit of "
+                f"{len(failures)} of {ended} trials failed{where}, over the limit of "
                 f"{self._settings.max_failures:.0%} (search.max_failures); the first, trial {first.number}: "
                 f"{first.reason}"
             )

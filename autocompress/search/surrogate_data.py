@@ -226,7 +226,10 @@ class Book:
         if before is None and guide is None:
             self.encoder.show(trial.params)
         known, costs = (before.known, before.costs) if before is not None else ask_guide(guide, trial.plan, self.axes)
-        own = {rung.fidelity.epochs: self._values(rung.values, rung.predicted) for rung in trial.rungs}
+        own = {
+            rung.fidelity.epochs: self._values(rung.values, ("latency_ms",) if rung.noisy else rung.predicted)
+            for rung in trial.rungs
+        }
         counts = False
         if trial.state == "complete" and trial.measurement is not None:
             measurement = trial.measurement

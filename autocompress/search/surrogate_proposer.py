@@ -94,9 +94,11 @@ class _Pool:
 class SurrogateProposer:
     """Proposes by a `PlanModel` of everything that the ledger knows.
 
-    What it keeps between calls (rows, model, pool, times) only saves work. For each call a random stream is derived
-    from the seed and the number of trials. How many candidates are drawn depends on how long that took, in steps of
-    powers of two; with a clock that stands still, proposals depend on seed and trials alone.
+    All that it learns from is the ledger's: a new one goes on with the same ledger. What it keeps between calls (rows,
+    model, pool, times) saves work, and lets good candidates stay; so a resumed search proposes others that are as good.
+    For each call a random stream is derived from the seed and the number of trials. How many candidates are drawn
+    depends on how long that took, in steps of powers of two; with a clock that stands still, proposals depend on the
+    seed and on the trials at each call alone.
 
     Args:
         config: settings.
@@ -209,7 +211,8 @@ class SurrogateProposer:
     def _read(self, trials: Sequence[TrialRecord]) -> None:
         version = self._book.encoder.version
         self._stale |= self._book.read(trials)
-        self._stale |= version != self._book.encoder.version
+        if version != self._book.encoder.version:
+            self._stale, self._model = True, None  # it was fitted to other columns
 
     def _rows(self) -> list[Row]:
         return list(self._book.rows.values())

@@ -36,28 +36,28 @@ class CandidateTrainable(tune.Trainable):
             options["memory_gb"],
             answer=answer_device,
         )
-        self._rung = 0
+        self._rung = self._restarts = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next candidate."""
-        self._rung = 0
+        self._rung = self._restarts = 0
         return True
 
     def step(self) -> dict[str, Any]:
-        """Judge the candidate at a rung; a process that dies is started again, a limited number of times."""
+        """Judge the candidate at a rung; a process that dies is started again, a limited number of times over all."""
         candidate = json.loads(self.config["candidate"])
         request = candidate["requests"][self._rung]
         self._rung += 1
-        attempts: int = candidate["attempts"]
-        last = attempts + self._retries
         while True:
+            outcome: dict[str, Any] = {}
             try:
-                outcome = {"attempts": attempts, "reply": self._worker.call(request, self._timeout_s)}
+                outcome["reply"] = self._worker.call(request, self._timeout_s)
             except WorkerError as error:
-                if error.kind == "died" and attempts < last:
-                    attempts += 1
+                if error.kind == "died" and self._restarts < self._retries:
+                    self._restarts += 1
                     continue
-                outcome = {"attempts": attempts, "error": str(error)}
+                outcome["error"] = str(error)
+            outcome["attempts"] = candidate["attempts"] + self._restarts
             return {"outcome": json.dumps(outcome), "done": "error" in outcome or not request["partial"]}
 
     def cleanup(self) -> None:

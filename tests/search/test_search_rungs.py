@@ -152,13 +152,42 @@ def test_candidates_of_unlike_latency_are_no_pairs_and_too_few_pairs_decide_noth
     assert ladder(0.0, 1.0).checked(trials, 0) == (0, "")
 
 
-def test_some_that_fell_behind_are_trained_in_full_to_check_the_rung() -> None:
+def test_five_of_like_latency_are_trained_in_full_to_check_the_rung() -> None:
     rungs = ladder(0.0, 1.0, bands=1)
-    behind = [trial(n, (0.5, 0.1 * n)) for n in range(1, 10)]
-    gone = trial(0, (0.9, 0.52), full=0.9)
-    assert rungs.probes([gone, *behind][:9], begin=0) == []
-    # The nearest in latency to the one that went on.
-    assert rungs.probes([gone, *behind], begin=0) == [5, 6, 4]
+    alike = [trial(n, (0.5 + 0.01 * n, 0.5 + 0.001 * n)) for n in range(1, 8)]
+    others = [trial(n, (0.9, 0.1 * 2 ** (n - 8))) for n in (8, 9)]
+    gone = trial(0, (0.7, 0.5), full=0.9)
+    assert rungs.probes([gone, *alike, *others][:9], begin=0) == []
+    # The one that is trained anyway, and of the others the best, the worst and what lies evenly between.
+    assert rungs.probes([gone, *alike, *others], begin=0) == [0, 7, 5, 3, 1]
+    assert rungs.probes([gone, *alike, *others], begin=1) == []
+    # Ten of which no five are alike.
+    assert rungs.probes([trial(n, (0.5, 0.1 * 1.4**n)) for n in range(10)], begin=0) == []
+
+
+def test_what_is_trained_for_the_check_takes_nobodys_place() -> None:
+    rungs = ladder(0.0, 1.0, bands=1)
+    trials = [trial(0, (0.9, 0.5)), trial(1, (0.5, 0.5), state="running"), trial(2, (0.4, 0.5), state="running")]
+    assert rungs.promotable(trials) == []
+    assert rungs.promotable(trials, probes=[1, 2]) == [0]
+
+
+def test_the_last_of_a_rung_go_on_as_soon_as_nobody_comes_to_it_any_more() -> None:
+    rungs = ladder(0.0, 0.25, 1.0, bands=1)
+    waiting = trial(0, (0.9, 0.5))
+    begun, ahead = trial(1, state="running"), trial(2, (0.8, 0.4), state="running")
+    assert rungs.promotable([waiting, begun], final=True) == []
+    assert rungs.promotable([waiting, ahead], final=True) == []  # it is the best of two already
+    assert rungs.promotable([waiting, trial(1, (0.2, 0.9)), ahead, trial(3, (0.1, 0.9))], final=True) == [0]
+
+
+def test_a_noisy_latency_decides_nothing_about_a_bound() -> None:
+    problem = Problem(PROBLEM.objectives, DENSE, bounds=(Bound(objective="latency_ms", max=0.4),))
+    slow = [trial(0, (0.5, 0.41)), trial(1, (0.9, 0.41)), trial(2, (0.4, 0.41))]
+    assert ladder(0.0, 1.0, bands=1, problem=problem).promotable(slow) == [1]
+    noisy = slow[0].model_copy(update={"rungs": (slow[0].rungs[0].model_copy(update={"noisy": True}),)})
+    # The others are known to be too slow.
+    assert ladder(0.0, 1.0, bands=1, problem=problem).promotable([noisy, *slow[1:]]) == [0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
