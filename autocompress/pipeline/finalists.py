@@ -102,18 +102,7 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
     chosen = choose(bench, trials)
     fidelity = Fidelity(epochs=study.finalists.recovery_epochs, rung=FULL)
     selection = dataset_digest(bench.task.selection)
-    key = digest(
-        {
-            "plans": [t.plan.key for t in chosen if t.plan],
-            "fidelity": fidelity.model_dump(mode="json"),
-            "model": bench.prepared.model_sha256,
-            "data": {**bench.prepared.data_sha256, "selection": selection},
-            "bounds": [b.name for b in study.bounds],
-            "host": bench.host.key,
-            "batch_sizes": study.measure.batch_sizes,
-            **({"controls": study.finalists.controls} if study.finalists.controls else {}),
-        }
-    )
+    key = _key(bench, chosen, fidelity, selection)
     earlier = read_record(folder.finalists, Finals)
     limits = study.finalists.timeout_s, study.search.memory_gb
     incomplete = earlier is not None and bool(earlier.failed or earlier.failed_controls)
@@ -191,6 +180,23 @@ def finalists(bench: Workbench, trials: Sequence[TrialRecord], start_ray: Callab
     )
     write_record(folder.finalists, result)
     return result
+
+
+def _key(bench: Workbench, chosen: Sequence[TrialRecord], fidelity: Fidelity, selection: str) -> str:
+    """Of everything that the stage's outcome is made from but the limits of time and memory."""
+    study = bench.study
+    return digest(
+        {
+            "plans": [t.plan.key for t in chosen if t.plan],
+            "fidelity": fidelity.model_dump(mode="json"),
+            "model": bench.prepared.model_sha256,
+            "data": {**bench.prepared.data_sha256, "selection": selection},
+            "bounds": [b.name for b in study.bounds],
+            "host": bench.host.key,
+            "batch_sizes": study.measure.batch_sizes,
+            **({"controls": study.finalists.controls} if study.finalists.controls else {}),
+        }
+    )
 
 
 def _recover(bench: Workbench, plans: Sequence[Plan], fidelity: Fidelity, words: str) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from autocompress.errors import MeasurementError, TaskError
 from autocompress.inputs import forward
+from autocompress.measure.fairness import is_classification
 from autocompress.measure.quality import accuracy, differences, score
 from autocompress.measure.scoring import MetricFunction
 from autocompress.records import Estimate, Metric, Role
@@ -20,6 +22,27 @@ from autocompress.task import Task, fetch, size
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
+
+
+def check_classes(task: Task, module: nn.Module) -> None:
+    """Refuse ``worst_class_drop`` where there are no classes, before anything is trained.
+
+    Args:
+        task: its first validation examples are looked at.
+        module: with any weights; left alone.
+
+    Raises:
+        MeasurementError: with both shapes.
+    """
+    inputs, targets = fetch(task.validation, torch.arange(min(2, size(task.validation))))
+    with torch.no_grad():
+        outputs = forward(copy.deepcopy(module).eval(), inputs).numpy()
+    if not is_classification(outputs, targets.numpy()):
+        raise MeasurementError(
+            "worst_class_drop: expected a classification, outputs of shape (n, classes) with at least two classes and "
+            f"targets of shape (n,) with a class index each, got outputs {outputs.shape} and {targets.dtype} targets "
+            f"{tuple(targets.shape)}; leave it out of objectives and constraints"
+        )
 
 
 class Judge:

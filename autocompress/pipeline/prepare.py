@@ -26,10 +26,10 @@ from autocompress.inputs import Arrays, arrays
 from autocompress.measure.host import host_of
 from autocompress.measure.quality import predict
 from autocompress.pipeline.allocations import allocation_tables
-from autocompress.pipeline.costs import check_costs, costs_of
+from autocompress.pipeline.costs import asks_for, check_costs, costs_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.identity import dataset_digest, task_code_digest
-from autocompress.pipeline.judge import Judge
+from autocompress.pipeline.judge import Judge, check_classes
 from autocompress.pipeline.probe import host_difference, measuring_host, take_readings
 from autocompress.pipeline.progress import reporter
 from autocompress.records import Allocation, Artifact, Baseline, Host, Record, Role, Structure, digest
@@ -203,6 +203,8 @@ def prepare(study: Study) -> Workbench:
         return bench
 
     module = _build(study, task)
+    if asks_for(study, "worst_class_drop"):
+        check_classes(task, module)
     example = task.example_input()
     structure = find_structure(module, example)
     if not structure.layers:

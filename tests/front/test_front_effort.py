@@ -136,6 +136,17 @@ def test_a_short_gap_is_time_of_the_search_and_a_long_one_a_pause(gap: float, bu
     assert parts(trials).model_dump() == about(recover=20.0, orchestration=busy - 20.0)
 
 
+def test_what_failed_after_it_was_taken_up_again_takes_the_time_since_then() -> None:
+    night = 40_000.0
+    first = trial(0, "complete", 0, 10, measurement=measured(recover=10.0))
+    failed = trial(1, "failed", 5, night + 7, taken_up=at(night), reason="oom: over 8 GiB")
+    late = trial(2, "stopped", 5, night + 9, taken_up=at(night + 2), reason="time: the 60 s of the search were over")
+    assert parts([first, failed, late]).total == pytest.approx(10.0 + 9.0)
+    # As does what waited at a rung meanwhile.
+    waited = trial(3, "failed", 0, night + 7, taken_up=at(night), rungs=(rung(6, recover=6.0),), reason="died: twice")
+    assert parts([first, waited]).total == pytest.approx(10.0 + 7.0)
+
+
 def test_what_the_cache_answered_took_no_time_but_that_of_proposing_it() -> None:
     trials = [
         trial(0, "complete", 0, 10, measurement=measured(recover=10.0)),

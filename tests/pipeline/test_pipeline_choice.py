@@ -1,16 +1,20 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 from autocompress.config import Study
 from autocompress.errors import NoCandidateError, SearchError
 from autocompress.files import write_bytes
 from autocompress.pipeline import finalists, views
 from autocompress.pipeline.folder import StudyFolder, write_record
+from autocompress.pipeline.identity import dataset_digest
 from autocompress.pipeline.publish import Registered
 from autocompress.pipeline.trials import load_trials, search_front
 from autocompress.records import (
     Artifact,
+    Baseline,
     ChannelCut,
     Estimate,
     Fidelity,
@@ -66,6 +70,36 @@ def test_a_noisy_latency_takes_no_finalist_s_place_and_only_fills_up(tmp_path):
 def test_noise_does_not_matter_where_latency_is_no_objective(tmp_path):
     trials = [trial(0, 0.9), trial(1, 0.95, noisy=True)]
     assert chosen(tmp_path, trials, count=1, objectives=["accuracy"]) == [1]
+
+
+def test_finalists_that_failed_are_tried_again_under_other_limits(tmp_path):
+    def starts():
+        raise RuntimeError("it starts")
+
+    def bench(seconds):
+        return SimpleNamespace(
+            study=study_in(tmp_path, finalists={"timeout_s": seconds}), space=None, folder=StudyFolder(tmp_path),
+            host=HOST, task=SimpleNamespace(selection=TensorDataset(torch.zeros(2, 1), torch.zeros(2))),
+            prepared=SimpleNamespace(model_sha256="m", data_sha256={}),
+        )  # fmt: skip
+
+    trials, first = [trial(0)], bench(60.0)
+    with pytest.raises(RuntimeError, match="it starts"):
+        finalists.finalists(first, trials, starts)
+    measurement = trials[0].measurement
+    baseline = Baseline(artifact=measurement.artifact, accuracy={}, latency_ms=1.0, host=HOST, agreement=0.0)
+    fidelity = Fidelity(epochs=first.study.finalists.recovery_epochs, rung=finalists.FULL)
+    kept = finalists.Finals(
+        key=finalists._key(first, trials, fidelity, dataset_digest(first.task.selection)),
+        finalists=(), baseline=baseline, data_sha256={}, code_sha256="", failed={0: "timeout: no reply"},
+        limits=(60.0, first.study.search.memory_gb),
+    )  # fmt: skip
+    write_record(first.folder.finalists, kept)
+    assert finalists.finalists(first, trials, starts) == kept
+    with pytest.raises(RuntimeError, match="it starts"):
+        finalists.finalists(bench(600.0), trials, starts)
+    write_record(first.folder.finalists, kept.model_copy(update={"failed": {}}))
+    assert finalists.finalists(bench(600.0), trials, starts).failed == {}
 
 
 def test_without_a_complete_trial_the_first_cause_is_named(tmp_path):
@@ -127,6 +161,17 @@ def test_places_that_are_left_go_to_the_best_of_the_highest_rung(tmp_path):
 
 def test_a_search_that_was_stopped_before_any_candidate_was_complete_still_gives_its_best(tmp_path):
     assert sorted(chosen(tmp_path, [judged(1, 0.5, 0.5), judged(2, 0.4, 0.6), judged(4, 0.3, 0.4)])) == [1, 4]
+
+
+def test_what_breaks_a_bound_of_cost_or_is_hopeless_takes_no_place(tmp_path):
+    lost = judged(3, 0.95, 0.2).model_copy(update={"reason": "hopeless: predicted to be far behind"})
+    trials = [judged(1, 0.9, 0.7), judged(2, 0.5, 0.5), lost]
+    bound = {"constraints": {"latency_ms": {"max": 0.6}, "accuracy": {"min": 0.8}}}
+    # Of accuracy a lower rung says too little.
+    assert chosen(tmp_path, trials, count=3, **bound) == [2]
+    noisy = trials[0].model_copy(update={"rungs": (trials[0].rungs[0].model_copy(update={"noisy": True}),)})
+    assert sorted(chosen(tmp_path, [noisy, *trials[1:]], count=3, **bound)) == [1, 2]
+    assert chosen(tmp_path, [lost], count=3) == [3], "there is nothing else"
 
 
 def seed(number, keep, state="waiting", *, plan=False, reason=""):

@@ -23,7 +23,7 @@ from autocompress.search.executor import search
 from autocompress.search.ledger import Ledger
 from autocompress.search.problem import Problem
 from autocompress.search.rungs import fidelities
-from autocompress.search.samplers import NSGA2, Random
+from autocompress.search.samplers import NSGA2, Random, Surrogate
 from autocompress.search.settings import SearchSettings
 
 TOY = Path(__file__).with_name("toy_evaluator.py")
@@ -48,6 +48,7 @@ def run(
     on_trial: Any = lambda trial: None,
     on_message: Any = lambda message: None,
     seconds: float = 0.0,
+    problem: Problem = PROBLEM,
     **settings: Any,
 ) -> tuple[TrialRecord, ...]:
     ledger = Ledger.open(
@@ -67,7 +68,7 @@ def run(
             SearchSettings(trials=trials, folder=folder, **settings),
             ledger,
             on_trial,
-            problem=PROBLEM,
+            problem=problem,
             on_message=on_message,
         )
     finally:
@@ -228,6 +229,27 @@ def test_all_failing_within_a_short_search_is_an_error_too(tmp_path: Path) -> No
     for _ in range(2):
         with pytest.raises(SearchError, match=r"all 2 trials failed; the first, trial 0: RuntimeError: boom"):
             run(tmp_path, 2, faults={64: "raise", 32: "raise"})
+
+
+def test_failures_leave_seeds_that_time_did_not_come_to(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="all 1 trials failed; the first, trial 0: RuntimeError: boom"):
+        run(tmp_path, 1, seeds=(64,), faults={64: "raise"})
+    trials = run(tmp_path, 50, seeds=(64, 32), faults={64: "raise"}, time_s=4.0, spent_s=4.0)
+    assert [t.state for t in trials] == ["failed", "waiting"]
+    assert trials[1].is_unseen_seed
+
+
+def test_a_process_that_dies_at_one_rung_is_one_attempt_more_at_all_of_them(tmp_path: Path) -> None:
+    rungs = fidelities((0.0, 0.25, 1.0))
+    trials = run(tmp_path, 1, seeds=(32,), faults={32: f"kill-once:{tmp_path / 'mark'}"}, rungs=rungs)
+    assert [(t.state, t.attempts, len(t.rungs)) for t in trials] == [("complete", 2, 2)]
+
+
+def test_a_model_needs_the_dense_networks_values(tmp_path: Path) -> None:
+    with pytest.raises(
+        SearchError, match=r"surrogate: expected the dense model's value of every objective, got none of"
+    ):
+        run(tmp_path, 3, sampler=Surrogate(), problem=Problem(objectives=PROBLEM.objectives, dense={}))
 
 
 def test_a_killed_actor_is_replaced_and_its_trial_run_again(tmp_path: Path) -> None:

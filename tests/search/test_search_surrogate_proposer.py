@@ -27,6 +27,15 @@ def test_proposals_are_reproducible_and_survive_a_restart(guided: bool) -> None:
     assert SPACE.plan(first.propose(more)) not in {t.plan for t in more}
 
 
+def test_a_parameter_that_appears_late_is_learnt_from_then_on() -> None:
+    proposer, trials = frozen(Surrogate(startup_trials=4), problem(guided=False)), some(10)
+    proposer.propose(trials)
+    proposer._for_fits = -1e9  # a fit is not due for a long time
+    more = [*trials, row(10, {"keep": 33, "bits": 8, "schedule": "gradual"})]
+    assert set(proposer.propose(more)) == {"keep", "bits"}
+    assert proposer.hopeless(SPACE.plan({"keep": 33, "bits": 8}), more) is None
+
+
 def test_what_is_in_the_ledger_is_never_proposed_again_until_nothing_is_left() -> None:
     every = [row(2 * k + b, {"keep": k + 1, "bits": (32, 8)[b]}) for k in range(64) for b in range(2)]
     left = [t for t in every if t.params != {"keep": 20, "bits": 8}]
