@@ -283,7 +283,7 @@ def test_latency_is_the_median_of_sittings(modules, tmp_path):
     found = finals.Kept(tmp_path / "finals.json").values
     assert found["a"]["ratio_low"] <= found["a"]["ratio"] <= found["a"]["ratio_high"] < 0.7
     assert found["dense"]["ratio"] == pytest.approx(1.0, abs=0.3)
-    assert set(found["a"]) == {"ratio", "ratio_low", "ratio_high", "noisy"}
+    assert set(found["a"]) == {"ratio", "ratio_low", "ratio_high", "noisy", "sittings"}
 
 
 def test_wanted_begins_with_the_ends(modules):

@@ -138,7 +138,7 @@ def read_latencies(work: Work, places: Places, kept: Kept, inputs: Any, keys: Se
         work: what is compressed.
         places: where the files are.
         kept: gets of each ``ratio``, the median of the sittings; ``ratio_low`` and ``ratio_high``, the ends of all
-            their intervals; and ``noisy``, whether most of them were.
+            their intervals; ``noisy``, whether most of them were; and ``sittings``, how many.
         inputs: of one inference.
         keys: of files that are there.
     """
@@ -162,7 +162,8 @@ def read_latencies(work: Work, places: Places, kept: Kept, inputs: Any, keys: Se
             "ratio_high": max(ratio.high for ratio in ratios),
         }
         noisy = 2 * sum(reading.noisy for reading in readings) > len(readings)
-        kept.keep(key, {**{name: round(value, 5) for name, value in values.items()}, "noisy": noisy})
+        told = {name: round(value, 5) for name, value in values.items()}
+        kept.keep(key, {**told, "noisy": noisy, "sittings": SITTINGS})
 
 
 def parts(keys: Sequence[str], size: int) -> Iterable[Sequence[str]]:

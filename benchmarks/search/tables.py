@@ -82,6 +82,9 @@ def ground(work: Work, outcome: Outcome) -> list[str]:
         f"{len(keys)} candidates were on a returned front: {missing} are not judged yet, {failed} failed in the final "
         f"recovery, {noisy} readings stayed noisy. What rests on one of these is left open."
     ]
+    single = sum("ratio" in (found := finals.get(key, {})) and "sittings" not in found for key in keys)
+    if single:
+        lines += [f"Latencies of {single} of them are of one sitting, with 40 rounds."]
     notes = sum(len(run.notes) for run in runs if run.arm != "moasha")
     if notes:
         lines += [f"Notes of runs, such as candidates that could not be built: {notes}; see their records."]
