@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,6 +136,41 @@ def measure(
             )
         noisy = [i for i in noisy if readings[i].noisy]
     return [readings[i] for i in range(len(candidates))]
+
+
+def together(readings: Sequence[LatencyReading]) -> LatencyReading:
+    """One reading of several sittings of the same network.
+
+    Where weights of tens of megabytes come to lie, and what the host's other tenants do to a shared cache for a minute,
+    is worth more than the rounds of a single sitting show. So values are the medians of the sittings', and intervals
+    reach from the lowest to the highest end of theirs. It is noisy if most of them are.
+
+    Args:
+        readings: at least one, of one batch size; the first one's throughput is kept.
+    """
+
+    def middle(values: Iterable[float]) -> float:
+        return float(np.median(list(values)))
+
+    def spanning(estimates: Sequence[Estimate]) -> Estimate:
+        low, high = min(e.low for e in estimates), max(e.high for e in estimates)
+        return Estimate(value=middle(e.value for e in estimates), low=low, high=high)
+
+    return readings[0].model_copy(
+        update={
+            "latency_ms": spanning([r.latency_ms for r in readings]),
+            "ratio": spanning([r.ratio for r in readings]),
+            "rounds": sum(r.rounds for r in readings),
+            "load": max(r.load for r in readings),
+            "noisy": 2 * sum(r.noisy for r in readings) > len(readings),
+            "attempts": max(r.attempts for r in readings),
+            "cores": tuple(sorted({core for r in readings for core in r.cores})),
+            **{
+                name: middle(getattr(r, name) for r in readings)
+                for name in ("baseline_ms", "p90_ms", "p99_ms", "dispersion", "drift")
+            },
+        }
+    )
 
 
 def throughput(

@@ -43,6 +43,8 @@ from autocompress.space.space import Space
 
 #: The rung of finalists: recovery in full.
 FULL = -1
+#: Sittings in which their latency is read: it is what is told of them from then on.
+_SITTINGS = 3
 
 
 class Finals(Record):
@@ -329,9 +331,9 @@ def _unseen_words(chosen: Sequence[TrialRecord]) -> str:
 def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> tuple[list[Measurement], Estimate | None]:
     """The finalists' latency and throughput, all interleaved with the dense baseline while nothing trains.
 
-    What was noisy is read again, beside another reading of the baseline: so ratios are compared, in milliseconds by
-    the one baseline that the study reports. Peak memory and energy follow, as far as they can be measured or are asked
-    for.
+    The latency is of several sittings, see `autocompress.measure.latency.together`. What was noisy is read again,
+    beside another reading of the baseline: so ratios are compared, in milliseconds by the one baseline that the study
+    reports. Peak memory and energy follow, as far as they can be measured or are asked for.
 
     Returns:
         The finalists with their new readings; the dense model's peak memory.
@@ -347,6 +349,7 @@ def _measure_together(bench: Workbench, measured: Sequence[Measurement]) -> tupl
         seed=derive_seed(bench.study.seed, "latency", "finalists"),
         baseline=bench.host,
         batches=[latency_inputs(bench.task, size) for size in sizes if size != own],
+        sittings=_SITTINGS,
     )
     baseline_ms = taken.readings[0].baseline_ms
     costs = _costs(bench, measured)

@@ -18,13 +18,14 @@ from autocompress.errors import MeasurementError
 from autocompress.files import write_bytes
 from autocompress.inputs import Arrays
 from autocompress.measure.host import host_of
-from autocompress.measure.latency import Procedure
+from autocompress.measure.latency import Procedure, together
 from autocompress.measure.layers import node_latencies
 from autocompress.measure.probe import FACTORY, ReadingRequest, Taken, pack_arrays, take
 from autocompress.measure.target import Session, Target
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.progress import reporter
 from autocompress.records import EvaluatorReference, Host, NodeLatency
+from autocompress.rng import derive_seed
 
 #: Seconds that the readings of one model may take on a device.
 _READING_S = 300.0
@@ -90,6 +91,7 @@ def take_readings(
     baseline: Host,
     batches: Sequence[Arrays] = (),
     loaded: Mapping[str, Session] | None = None,
+    sittings: int = 1,
 ) -> Taken:
     """Readings of kept artifacts beside the dense one, by the machine that measures.
 
@@ -104,10 +106,29 @@ def take_readings(
         baseline: fingerprint of the host that the dense model's latency is from, or is to be from.
         batches: inputs at which the throughput is measured as well.
         loaded: sha256 -> session, of artifacts that this process has loaded already.
+        sittings: how often all of it is done, each time with sessions of its own; see `together`.
 
     Raises:
         MeasurementError: the readings were taken on another host than `baseline`, or could not be taken.
     """
+    if sittings > 1:
+        found = [
+            take_readings(
+                study,
+                folder,
+                target,
+                models,
+                dense,
+                inputs,
+                seed=derive_seed(seed, "sitting", sitting),
+                baseline=baseline,
+                batches=() if sitting else batches,
+            )
+            for sitting in range(sittings)
+        ]
+        times = {name: sum(getattr(taken, name) for taken in found) for name in ("wait_s", "seconds")}
+        readings = tuple(together(several) for several in zip(*(taken.readings for taken in found), strict=True))
+        return found[-1].model_copy(update={"readings": readings, **times})
     if study.target.node:
         files = {f"model-{i}": folder.artifact(sha) for i, sha in enumerate(models)}
         files |= {"dense": folder.artifact(dense), "inputs": _kept(folder, "inputs", inputs)}

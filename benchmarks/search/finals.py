@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from works import Places, Work
 from autocompress.compress.engine import build
 from autocompress.errors import AutocompressError
 from autocompress.files import write_bytes
-from autocompress.measure.latency import Procedure, measure
+from autocompress.measure.latency import Procedure, measure, together
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu
 from autocompress.measure.quality import predict
 from autocompress.pipeline.prepare import Workbench, prepare
@@ -155,15 +154,11 @@ def read_latencies(work: Work, places: Places, kept: Kept, inputs: Any, keys: Se
             for key, reading in zip(some, readings, strict=True):
                 found[key].append(reading)
     for key, readings in found.items():
-        ratios = [reading.ratio for reading in readings]
-        values = {
-            "ratio": median(ratio.value for ratio in ratios),
-            "ratio_low": min(ratio.low for ratio in ratios),
-            "ratio_high": max(ratio.high for ratio in ratios),
-        }
-        noisy = 2 * sum(reading.noisy for reading in readings) > len(readings)
+        reading = together(readings)
+        ratio = reading.ratio
+        values = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
         told = {name: round(value, 5) for name, value in values.items()}
-        kept.keep(key, {**told, "noisy": noisy, "sittings": SITTINGS})
+        kept.keep(key, {**told, "noisy": reading.noisy, "sittings": SITTINGS})
 
 
 def parts(keys: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from autocompress.errors import MeasurementError
 from autocompress.measure import latency
-from autocompress.measure.latency import Procedure, rate, throughput
+from autocompress.measure.latency import Procedure, rate, throughput, together
 from autocompress.measure.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeCpuTarget
 from autocompress.measure.target import Session
 from autocompress.records import Estimate, LatencyReading
@@ -222,6 +222,22 @@ def test_time_is_bounded_even_when_every_reading_is_repeated(networks: int, limi
 def test_a_procedure_with_too_few_rounds_is_refused() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 10"):
         Procedure(rounds=9)
+
+
+def test_sittings_together_are_their_median_and_the_whole_of_their_intervals() -> None:
+    def reading(ratio: float, noisy: bool = False, baseline_ms: float = 2.0) -> LatencyReading:
+        near = Estimate(value=ratio, low=ratio - 0.01, high=ratio + 0.02)
+        return LatencyReading(
+            latency_ms=near, ratio=near, baseline_ms=baseline_ms, p90_ms=1.0, p99_ms=1.0, rounds=20, batch_size=1,
+            threads=1, load=ratio, noisy=noisy, attempts=1 + noisy, cores=(0,),
+        )  # fmt: skip
+
+    found = together([reading(0.34, noisy=True), reading(0.27), reading(0.31, baseline_ms=3.0)])
+    assert (found.ratio.value, found.ratio.low, found.ratio.high) == pytest.approx((0.31, 0.26, 0.36))
+    assert found.latency_ms == found.ratio
+    assert (found.rounds, found.noisy, found.attempts, found.load, found.baseline_ms) == (60, False, 2, 0.34, 2.0)
+    assert together([reading(0.3, noisy=True), reading(0.3), reading(0.3, noisy=True)]).noisy
+    assert together([reading(0.3)]) == reading(0.3)
 
 
 def test_throughput_is_batch_size_over_latency_beside_the_baselines() -> None:

@@ -9,8 +9,8 @@ from autocompress.config import Study
 from autocompress.errors import MeasurementError, StudyChangedError
 from autocompress.pipeline.evaluate import Evaluator
 from autocompress.pipeline.folder import write_record
-from autocompress.pipeline.prepare import Workbench, prepare
-from autocompress.pipeline.probe import check_device, host_difference
+from autocompress.pipeline.prepare import Workbench, latency_inputs, prepare
+from autocompress.pipeline.probe import check_device, host_difference, take_readings
 from autocompress.records import Fidelity, Host, Plan
 
 TASK = f"{Path(__file__).resolve().parent / 'spied.py'}:spied"
@@ -52,6 +52,32 @@ def test_a_reading_of_another_host_is_refused_with_what_differs(tmp_path):
         here(Plan(), Fidelity(epochs=0.0), "validation")
     with pytest.raises(StudyChangedError, match=r"host: \w+ -> \w+ \(governor performance -> None\)"):
         prepare(bench.study)
+
+
+def test_every_sitting_has_sessions_of_its_own(tmp_path):
+    bench, made = prepare(study_in(tmp_path)), []
+
+    class Counting:
+        def __init__(self, target):
+            self.target = target
+
+        def __getattr__(self, name):
+            return getattr(self.target, name)
+
+        def prepare(self, model):
+            made.append(len(model))
+            return self.target.prepare(model)
+
+    dense = bench.prepared.baseline.artifact.sha256
+    taken = take_readings(
+        bench.study, bench.folder, Counting(bench.target), [dense], dense, bench.inputs, seed=0, baseline=bench.host,
+        batches=[latency_inputs(bench.task, 2)], sittings=3,
+    )  # fmt: skip
+    assert len(made) == 3
+    (reading,) = taken.readings
+    assert reading.rounds == 3 * bench.study.measure.rounds
+    assert [rate.batch_size for rate in reading.throughput] == [2]
+    assert reading.ratio.value == pytest.approx(1.0, abs=0.3)
 
 
 def test_what_differs_between_hosts_is_named():
