@@ -120,16 +120,17 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
     candidates |= {key + LONGER: candidate for key, candidate in candidates.items()}
     missing = [key for key in wanted(runs) if not {"selection", "failed"} & kept.values.get(key, {}).keys()]
     say(f"{work.name}: {len(missing)} of {len(wanted(runs))} candidates are not judged")
+    files = files_of(places, work)
+    if not (files / f"{DENSE}.onnx").is_file():
+        # What the others are read beside; it takes seconds, however little time is left.
+        ask_judges(options, places, work, kept, candidates, [DENSE], "selection", math.inf)
     ask_judges(options, places, work, kept, candidates, missing, "selection", until)
     asked = [run for run in runs if options.longer and run.arm in options.arms]
     longer = [key + LONGER for key in border(Outcome(asked, kept.values))]
     again = [key for key in longer if not {"selection", "failed"} & kept.values.get(key, {}).keys()]
     ask_judges(options, places, work, kept, candidates, again, "selection", until)
-    files = files_of(places, work)
     unread = [key for key, found in kept.values.items() if "selection" in found and "ratio" not in found]
-    # The dense one is what the others are read beside.
-    needed = dict.fromkeys([DENSE, *unread]) if unread else ()
-    lost = [key for key in needed if not (files / f"{key}.onnx").is_file()]
+    lost = [key for key in unread if not (files / f"{key}.onnx").is_file()]
     ask_judges(options, places, work, kept, candidates, lost, "selection", until)  # their files are made again
     ready = [key for key in sorted(unread) if (files / f"{key}.onnx").is_file()]
     if ready:
