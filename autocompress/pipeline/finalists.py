@@ -8,6 +8,7 @@ from pydantic import Field
 
 from autocompress.cluster.pool import Outcome, run_jobs
 from autocompress.errors import NoCandidateError, SearchError, StudyChangedError
+from autocompress.front.dominance import non_dominated
 from autocompress.front.finalists import choose_finalists
 from autocompress.front.indicators import counts
 from autocompress.front.selection import nearest
@@ -255,8 +256,9 @@ def _controls(
 def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The candidates that are recovered in full: one per physical candidate, by non-dominated rank, spread out.
 
-    Feasible complete trials come first. Places that are left go to trials whose latency stayed noisy, which cannot be
-    ranked beside the others; then to the best of those that were judged at a lower rung only, the highest rung first,
+    Feasible complete trials come first. One whose latency stayed noisy cannot be ranked beside the others, but will be
+    read afresh: those that would be on the front get up to a quarter of the places, all of them what the others leave.
+    Further places go to the best of those that were judged at a lower rung only, the highest rung first,
     but for those that break a bound which training does not change, or were found to be hopeless; then to seeds that
     were not reached, in their order, which spreads them over latency. So a search that is stopped early still gives the
     best that it knows. The dense network stands beside every front anyway: it takes no place unless there is nothing
@@ -292,20 +294,27 @@ def choose(bench: Workbench, trials: Sequence[TrialRecord]) -> list[TrialRecord]
     def smaller(some: Iterable[TrialRecord]) -> list[TrialRecord]:
         return [t for t in some if t.plan is not None and not t.plan.is_dense]
 
-    def add(some: Sequence[TrialRecord], values: Sequence[dict[str, Estimate]]) -> None:
+    def add(some: Sequence[TrialRecord], most: int = study.finalists.count) -> None:
+        values = [(t.measurement or t.rungs[-1]).values for t in some]
         points = minimized(values, study.objectives, study.metrics)
-        chosen.extend(some[i] for i in choose_finalists(points, study.finalists.count - len(chosen)))
+        chosen.extend(some[i] for i in choose_finalists(points, min(most, study.finalists.count - len(chosen))))
 
-    for trusted in (True, False):
-        some = [t for t in smaller(feasible) if counts(t, study.objectives) == trusted]
-        add(some, [t.measurement.values for t in some if t.measurement])
+    complete = smaller(feasible)
+    trusted = [counts(t, study.objectives) for t in complete]
+    if not all(trusted):
+        values = [t.measurement.values for t in complete if t.measurement]
+        best = non_dominated(minimized(values, study.objectives, study.metrics))
+        front = [t for t, on_front, sure in zip(complete, best, trusted, strict=True) if on_front and not sure]
+        add(front, most=study.finalists.count // 4)
+    add([t for t, sure in zip(complete, trusted, strict=True) if sure])
+    there = {t.number for t in chosen}
+    add([t for t, sure in zip(complete, trusted, strict=True) if not sure and t.number not in there])
     costs = cost_bounds(study.bounds, study.metrics)
     promising = [
         t for t in smaller(early.values()) if meets(t.rungs[-1], costs) and not t.reason.startswith("hopeless:")
     ]
     for rung in reversed(range(len(study.search.ladder) - 1)):
-        some = [t for t in promising if t.rungs[-1].fidelity.rung == rung]
-        add(some, [t.rungs[-1].values for t in some])
+        add([t for t in promising if t.rungs[-1].fidelity.rung == rung])
     chosen += smaller(unseen)[: study.finalists.count - len(chosen)]
     return chosen or feasible[:1] or [*early.values(), *unseen][:1]
 

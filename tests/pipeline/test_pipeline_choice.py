@@ -67,6 +67,18 @@ def test_a_noisy_latency_takes_no_finalist_s_place_and_only_fills_up(tmp_path):
     assert chosen(tmp_path, trials[2:]) == [2]
 
 
+def test_a_quarter_of_the_places_is_for_noisy_ones_that_may_be_on_the_front(tmp_path):
+    trials = [trial(n, 0.9 - 0.01 * n, 1.0 - 0.1 * n) for n in range(8)]
+    noisy = [trial(8, 0.95, 0.5, noisy=True), trial(9, 0.5, 0.9, noisy=True), trial(10, 0.94, 0.45, noisy=True)]
+    more = [*trials, trial(11, 0.94, 1.5), *noisy]
+    assert {8, 10} <= set(chosen(tmp_path, more, count=8))
+    assert {8, 10}.isdisjoint(chosen(tmp_path, more, count=3))
+    (only,) = set(chosen(tmp_path, more, count=4)) & {8, 9, 10}
+    assert only in (8, 10)
+    # What is dominated even by its own reading gets a place last.
+    assert chosen(tmp_path, more, count=12)[-1] == 9
+
+
 def test_noise_does_not_matter_where_latency_is_no_objective(tmp_path):
     trials = [trial(0, 0.9), trial(1, 0.95, noisy=True)]
     assert chosen(tmp_path, trials, count=1, objectives=["accuracy"]) == [1]
