@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from arms.table import ARMS
-from compare import attainment, median
+from compare import Span, attainment, median
 from outcome import DENSE, EIGHT, Outcome
 
 from autocompress.records.box import ERROR_MARGIN
@@ -32,6 +32,8 @@ LOOKS: dict[str, tuple[str, str]] = {
     "moasha": ("#8e4fa8", "-"),
     "torch-pruning": ("#222222", ":"),
 }
+#: Of a moment that is not judged for all seeds.
+UNKNOWN = Span(math.nan, math.nan, math.nan)
 
 
 def draw_time(
@@ -45,17 +47,17 @@ def draw_time(
         moments, spans = [], []
         for moment in sorted({m for run in runs for m in curves[arm, run.seed]}):
             found = [value / full for run in runs if (value := curves[arm, run.seed].get(moment)) is not None]
-            if len(found) == len(runs):  # of fewer seeds it would be another curve
-                moments.append(moment)
-                spans.append(median(found))
-        if not moments:
+            # Of fewer seeds it would be another curve: there the line has a gap.
+            moments.append(moment)
+            spans.append(median(found) if len(found) == len(runs) else UNKNOWN)
+        if all(span is UNKNOWN for span in spans):
             continue
         color, dashes = LOOKS[arm]
         width = 2.4 if arm == "ours" else 1.5
         values, low, high = zip(*spans, strict=True)
         # What is returned stays so until the next moment that was asked at.
         look = {"color": color, "linewidth": width, "label": ARMS[arm].title, "drawstyle": "steps-post"}
-        axes.plot(moments, values, dashes, **look)
+        axes.plot(moments, values, dashes, marker=".", markersize=4, **look)
         axes.fill_between(moments, low, high, step="post", color=color, alpha=0.10, linewidth=0)
         lowest = min([lowest, *(value for value in values if value > 0.0)])
     for share in (0.90, 0.95):
