@@ -53,10 +53,8 @@ types: $(gate)/.tree ## mypy --strict
 tests: $(VENV)/.dev ## pytest: all tiers, doctests and the docs' examples
 	$(call step,pytest on both cores: what needs neither servers nor a quiet machine)
 	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -m 'not integration and not alone' -n 2 --dist worksteal --durations=15 $(PYTEST_FLAGS)
-	$(call step,pytest on both cores$(comma) file by file: real servers)
-	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -m 'integration and not alone' -n 2 --dist loadfile --durations=15 $(PYTEST_FLAGS)
-	$(call step,pytest one by one: real times)
-	@$(bin)/python -m pytest -m alone --durations=10 $(PYTEST_FLAGS)
+	$(call step,pytest one by one: servers$(comma) real time)
+	@$(bin)/python -m pytest -m 'integration or alone' --durations=10 $(PYTEST_FLAGS)
 
 wheel: $(gate)/.tree ## install the wheel and the lock into an empty environment; start it there
 	$(call step,wheel in an empty environment)
