@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import NamedTuple
 
@@ -210,13 +214,34 @@ def _solved(
         products[at, second] += 1.0  # twice the same: a choice that has a price of its own
         products[at, count + at] = -1.0
     wider = [LinearConstraint(np.pad(one.A, ((0, 0), (0, more))), one.lb, one.ub) for one in constraints]
-    found = milp(
-        np.concatenate([objective, [value for *_, value in extra]]),
-        integrality=np.concatenate([np.ones(count), np.zeros(more)]),
-        bounds=(0, 1),
-        constraints=[*wider, LinearConstraint(products, -np.inf, 1.0)] if more else wider,
-        options={"mip_rel_gap": gap},
-    )
+    with _silent():
+        found = milp(
+            np.concatenate([objective, [value for *_, value in extra]]),
+            integrality=np.concatenate([np.ones(count), np.zeros(more)]),
+            bounds=(0, 1),
+            constraints=[*wider, LinearConstraint(products, -np.inf, 1.0)] if more else wider,
+            options={"mip_rel_gap": gap},
+        )
     if found.x is None:
         return None
     return {name: level for (name, level), x in zip(keys, found.x[:count], strict=True) if x > 0.5}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS prints a line on the process' standard output now and then, whatever its options say: nobody sees it."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    sys.stdout.flush()
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C's own buffer, or the line would come out later
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.compress.knapsack import AtMost, choose_levels
+from autocompress.compress.knapsack import AtMost, _silent, choose_levels
 from autocompress.errors import CompressionError, InfeasibleError
 
 NUMBER = st.integers(-20, 100).map(lambda v: v / 7)
@@ -109,3 +111,14 @@ def test_limits_that_name_what_there_is_not_are_refused() -> None:
         choose_levels(levels, levels, 1.0, [AtMost((("a", 0), ("a", 0)))])
     with pytest.raises(CompressionError, match=r"got \[\('a', 0\)\] at most -1 times"):
         choose_levels(levels, levels, 1.0, [AtMost((("a", 0),), -1)])
+
+
+def test_what_the_solver_prints_past_its_options_is_not_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    libc = ctypes.CDLL(None)
+    print("before")
+    with _silent():
+        libc.puts(b"a line of the solver's")
+        os.write(1, b"and another")
+    libc.puts(b"after")
+    libc.fflush(None)
+    assert capfd.readouterr().out.split() == ["before", "after"]
