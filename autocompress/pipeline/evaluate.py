@@ -201,7 +201,8 @@ class Evaluator:
         quality = bench.judge.values(outputs, targets, "validation")
         fair = self._fair(outputs, targets, "validation")
         judged = time.monotonic()
-        predicted, noisy = ("latency_ms",) if latency is not None else (), False
+        predicted = ("latency_ms",) if latency is not None else ()
+        noisy = False
         seconds: dict[str, float] = {}
         if latency is None:
             with bench.folder.lent_artifact(compressed.model) as sha256:

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 from autocompress.config import Study
 from autocompress.errors import NoCandidateError, SearchError
 from autocompress.files import write_bytes
-from autocompress.pipeline import finalists, views
+from autocompress.pipeline import choice, finalists, views
 from autocompress.pipeline.folder import StudyFolder, write_record
 from autocompress.pipeline.identity import dataset_digest
 from autocompress.pipeline.publish import Registered
@@ -57,7 +57,7 @@ def cut_to(keep):
 def chosen(folder, trials, count=2, **changes):
     space = SimpleNamespace(plan=lambda params: cut_to(params["keep"]))
     bench = SimpleNamespace(study=study_in(folder, finalists={"count": count}, **changes), space=space)
-    return [t.number for t in finalists.choose(bench, trials)]
+    return [t.number for t in choice.choose(bench, trials)]
 
 
 def test_a_noisy_latency_takes_no_finalist_s_place_and_only_fills_up(tmp_path):

@@ -13,7 +13,7 @@ from runs import MEMBERS, Candidate, checkpoints
 from autocompress.cluster.session import ray_session
 from autocompress.errors import NoCandidateError, SearchError
 from autocompress.files import write_bytes
-from autocompress.pipeline.finalists import choose
+from autocompress.pipeline.choice import choose
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.profile import profile
 from autocompress.pipeline.search import search_candidates
