@@ -29,17 +29,11 @@ from autocompress.records import (
     is_maximized,
 )
 from autocompress.records import TrialState as StateName
+from autocompress.search.ledger_records import TrialRecords, attempts, stored
 from autocompress.search.problem import Proposer
 from autocompress.search.storage import open_storage, readable
 from autocompress.space.space import Suggester
 
-_STATES: dict[TrialState, StateName] = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "stopped",
-}
 #: States of which a trial never leaves.
 ENDED: tuple[StateName, ...] = ("complete", "stopped", "failed")
 
@@ -88,9 +82,9 @@ class Ledger:
         self._study = study
         self._objectives = tuple(objectives)
         self._bounds = tuple(bounds)
-        self._records: dict[int, tuple[tuple[object, ...], TrialRecord]] = {}
+        self._records = TrialRecords()
+        self._ids: dict[int, int] = {}
         self._firsts: dict[str, int] | None = None
-        self._shared: dict[Record, Record] = {}
 
     @classmethod
     def open(
@@ -152,8 +146,8 @@ class Ledger:
     # --- reading ------------------------------------------------------------------------------------------------
 
     def trials(self) -> tuple[TrialRecord, ...]:
-        """Every trial, by number. Ended trials are converted once, so that asking again and again costs little."""
-        return tuple(self._record(t) for t in self._frozen())
+        """Every trial, by number. What has not changed is not converted again, so that asking often costs little."""
+        return tuple(map(self._records.of, self._frozen()))
 
     def count(self, *states: StateName) -> int:
         """How many trials are in one of `states`; without any, all of them."""
@@ -161,50 +155,17 @@ class Ledger:
 
     def record(self, number: int) -> TrialRecord:
         """One trial."""
-        return self._record(self._frozen()[number])
+        return self._records.of(self._study._storage.get_trial(self._id(number)))
 
     def _frozen(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
-        attrs = trial.user_attrs
-        # All that can still change: a trial's record is made once for each of its states.
-        changing = (attrs.get(name) for name in ("promoted", "attempts", "taken_up"))
-        seen = (trial.state, len(attrs), len(attrs.get("rungs", ())), *changing)
-        if trial.number in self._records and self._records[trial.number][0] == seen:
-            return self._records[trial.number][1]
-        state = _STATES[trial.state]
-        rungs = tuple(RungResult.model_validate_json(text) for text in attrs.get("rungs", ()))
-        if state == "running" and len(rungs) > attrs.get("promoted", 0):
-            state = "paused"
-        record = TrialRecord(
-            number=trial.number,
-            state=state,
-            origin=attrs.get("origin", "sampler"),
-            params=trial.params or trial.system_attrs.get("fixed_params", {}),
-            plan=Plan.model_validate_json(attrs["plan"]) if "plan" in attrs else None,
-            measurement=self._kept(attrs["measurement"]) if state == "complete" and "measurement" in attrs else None,
-            rungs=rungs,
-            violations=dict(trial.constraints) if state == "complete" else {},
-            reason=attrs.get("reason", "") if state in ("failed", "stopped") else "",
-            attempts=_attempts(attrs),
-            started=trial.datetime_start,
-            taken_up=datetime.fromisoformat(attrs["taken_up"]) if "taken_up" in attrs else None,
-            finished=trial.datetime_complete,
-        )
-        self._records[trial.number] = seen, record
-        return record
-
-    def _kept(self, text: str) -> Measurement:
-        """A measurement that shares with the others what is equal in them: layers and the host are most of it."""
-        found = _stored(text)
-        layers = tuple(self._shared.setdefault(layer, layer) for layer in found.artifact.layers)
-        return found.model_copy(
-            update={
-                "artifact": found.artifact.model_copy(update={"layers": layers}),
-                "host": self._shared.setdefault(found.host, found.host),
-            }
-        )
+    def _id(self, number: int) -> int:
+        """The storage's own number of a trial."""
+        if number not in self._ids:
+            storage, study = self._study._storage, self._study._study_id
+            self._ids[number] = storage.get_trial_id_from_study_id_trial_number(study, number)
+        return self._ids[number]
 
     def twin(self, candidate: Candidate) -> TrialRecord | None:
         """The first trial of the same physical candidate, if that is another one and has not failed."""
@@ -238,10 +199,10 @@ class Ledger:
             if trial.state != TrialState.RUNNING:
                 continue
             if "measurement" in trial.user_attrs:
-                self._complete(trial.number, _stored(trial.user_attrs["measurement"]))
+                self._complete(trial.number, stored(trial.user_attrs["measurement"]))
             elif "reason" in trial.user_attrs:
                 self._end(trial.number, trial.user_attrs.get("ended", "failed"))
-            elif self._record(trial).state == "running":
+            elif self._records.of(trial).state == "running":
                 left.append(trial.number)
         return left
 
@@ -266,12 +227,11 @@ class Ledger:
             lost: it was running, so that this is another attempt; else it goes on after it has waited.
         """
         self._set(number, "taken_up", datetime.now().isoformat())
-        frozen = self._frozen()[number]
-        return self._prepare(optuna.trial.Trial(self._study, frozen._trial_id), space, again=lost)
+        return self._prepare(optuna.trial.Trial(self._study, self._id(number)), space, again=lost)
 
     def _prepare(self, trial: optuna.Trial, space: SearchSpace, *, again: bool = True) -> Candidate | TrialRecord:
         attrs = trial.user_attrs
-        attempts = _attempts(attrs) + again
+        times = attempts(attrs) + again
         try:
             if "plan" in attrs:
                 plan = Plan.model_validate_json(attrs["plan"])
@@ -280,13 +240,13 @@ class Ledger:
                 trial.set_user_attr("plan", plan.model_dump_json())
         except AutocompressError as error:
             return self.fail(trial.number, f"{error.kind}: {error}")
-        if again and attempts > 1:
-            trial.set_user_attr("attempts", attempts)
+        if again and times > 1:
+            trial.set_user_attr("attempts", times)
         rungs = self.record(trial.number).rungs
         return Candidate(
             number=trial.number,
             plan=plan,
-            attempts=attempts,
+            attempts=times,
             begin=rungs[-1].fidelity.rung + 1 if rungs else 0,
             own=attrs.get("origin", "").startswith("seed:plan-"),
         )
@@ -330,7 +290,7 @@ class Ledger:
         except ValueError as error:
             return self.fail(number, _refused(error))
         told = result.model_copy(update={"judged": datetime.now()})
-        earlier = self._frozen()[number].user_attrs.get("rungs", [])
+        earlier = self._study._storage.get_trial(self._id(number)).user_attrs.get("rungs", [])
         self._set(number, "rungs", [*earlier, told.model_dump_json()])
         return self.record(number)
 
@@ -373,7 +333,7 @@ class Ledger:
     def _complete(self, number: int, measurement: Measurement) -> TrialRecord:
         # The measurement is in the ledger before the constraints and the state: a driver that dies in between finds
         # it there and does not measure again.
-        trial = optuna.trial.Trial(self._study, self._frozen()[number]._trial_id)
+        trial = optuna.trial.Trial(self._study, self._id(number))
         known = trial.constraints
         for bound in self._bounds:
             if bound.name not in known:
@@ -382,12 +342,7 @@ class Ledger:
         return self.record(number)
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        self._study._storage.set_trial_user_attr(self._frozen()[number]._trial_id, key, value)
-
-
-def _attempts(attrs: Mapping[str, Any]) -> int:
-    """The first attempt is not written down: it begins with the plan."""
-    return int(attrs.get("attempts", 1 if "plan" in attrs else 0))
+        self._study._storage.set_trial_user_attr(self._id(number), key, value)
 
 
 def _refused(error: ValueError) -> str:
@@ -397,7 +352,3 @@ def _refused(error: ValueError) -> str:
         place = ".".join(map(str, first["loc"]))
         return f"measure: {place}: {first['msg']}, got {first['input']!r:.100}"
     return f"measure: {error}"
-
-
-def _stored(text: str) -> Measurement:
-    return Measurement.model_validate_json(text)

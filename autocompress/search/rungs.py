@@ -12,16 +12,17 @@ References:
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import moocore
 import numpy as np
 
-from autocompress.records import MAXIMIZED, Fidelity, Plan, RungResult, TrialRecord, meets, starts_untrained
+from autocompress.records import MAXIMIZED, Fidelity, Plan, RungResult, TrialRecord, starts_untrained
 from autocompress.search.problem import Problem
+from autocompress.search.standings import Row, Standings, went_on
 
 #: Two candidates whose latencies are within this factor of each other are compared by the check of a rung.
 _ALIKE = 1.3
@@ -49,7 +50,11 @@ class Ladder:
     reduction: int
     bands: int
     problem: Problem
-    _rows: dict[tuple[int, int], _Row] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _standings: Standings = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is known of any trial yet."""
+        object.__setattr__(self, "_standings", Standings(self.last, self.problem))
 
     @property
     def last(self) -> int:
@@ -91,47 +96,36 @@ class Ladder:
                 goes on.
             probes: of `probes`: what goes on for their sake takes nobody's place.
         """
+        standings = self._standings
+        standings.update(trials)
         # What a running trial is judged at next; it may come to every rung above as well.
-        lowest = min((_next_rung(t, begin) for t in trials if t.state == "running"), default=self.last)
+        lowest = min((_next_rung(t, begin) for t in standings.running), default=self.last)
         found: list[int] = []
         for rung in reversed(range(self.last)):
-            judged = [t for t in trials if _passed(t, rung)]
-            waiting = {t.number for t in judged if t.state == "paused" and t.rungs[-1].fidelity.rung == rung}
+            stayed = standings.stayed(rung)
+            waiting = {number for number, trial in stayed.items() if trial.state == "paused"}
             if not waiting:
                 continue
             if rung < begin:
                 found += sorted(waiting)
                 continue
-            ahead = {t.number for t in judged if _went_on(t, rung) and t.number not in probes}
             ends = final and lowest > rung
             offers: list[tuple[int, int, int]] = []
-            for band in self._bands(judged, rung):
+            for band in self._bands(standings.rows(rung)):
                 quota = math.ceil(len(band) / self.reduction) if ends else len(band) // self.reduction
-                gone = sum(row.number in ahead for row in band)
-                # Who is best changes with every newcomer: without the second condition nearly all would go on in turn.
-                left = [number for number in _best(band, quota) if number in waiting][: max(0, quota - gone)]
-                offers += [(gone + place, place, number) for place, number in enumerate(left)]
+                gone = sum(row.number not in stayed and row.number not in probes for row in band)
+                # Who is best changes with every newcomer: by that alone nearly all would go on in turn.
+                if gone < quota:
+                    left = [number for number in _best(band, quota) if number in waiting][: quota - gone]
+                    offers += [(gone + place, place, number) for place, number in enumerate(left)]
             found += [number for *_, number in sorted(offers)]
         return found
 
-    def _bands(self, judged: Sequence[TrialRecord], rung: int) -> list[list[_Row]]:
+    def _bands(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
         """The candidates of each band of latency, bands of like numbers, fastest first."""
-        rows = sorted((self._row(t, rung) for t in judged), key=lambda row: row.latency)
         count = max(1, min(self.bands, len(rows) // (2 * self.reduction)))
         ends = [round(i * len(rows) / count) for i in range(count + 1)]
         return [rows[a:b] for a, b in pairwise(ends)]
-
-    def _row(self, trial: TrialRecord, rung: int) -> _Row:
-        key = trial.number, rung
-        if key not in self._rows:
-            values = _values(trial, rung)
-            self._rows[key] = _Row(
-                number=trial.number,
-                point=self.problem.points([values])[0],
-                latency=values.get("latency_ms", 0.0),
-                feasible=meets(_result(trial, rung), self.problem.cost_bounds),
-            )
-        return self._rows[key]
 
     # --- does the first rung rank? ------------------------------------------------------------------------------
 
@@ -148,22 +142,21 @@ class Ladder:
         Returns:
             Numbers; none while there are too few.
         """
-        judged = [t for t in trials if _passed(t, begin) and (_went_on(t, begin) or t.state == "paused")]
+        judged = [t for t in trials if _passed(t, begin) and (went_on(t, begin) or t.state == "paused")]
         if begin == self.last or len(judged) < _CHECK_AFTER:
             return []
         latency = {t.number: _values(t, begin).get("latency_ms", 1.0) for t in judged}
+        judged.sort(key=lambda t: latency[t.number])
+        ordered = [latency[t.number] for t in judged]
         alike = max(
-            (
-                [t for t in judged if latency[a.number] <= latency[t.number] <= _ALIKE * latency[a.number]]
-                for a in judged
-            ),
-            key=lambda some: (len(some), sum(_went_on(t, begin) for t in some)),
+            (judged[i : bisect_right(ordered, _ALIKE * fastest)] for i, fastest in enumerate(ordered)),
+            key=lambda some: (len(some), sum(went_on(t, begin) for t in some)),
         )
         if len(alike) < _CHECKED:
             return []
         column = _learnt_column(self.problem) or 0
         order = np.argsort(self.problem.points([_values(t, begin) for t in alike])[:, column], kind="stable")
-        gone = [alike[i].number for i in order if _went_on(alike[i], begin)][: _CHECKED - 2]
+        gone = [alike[i].number for i in order if went_on(alike[i], begin)][: _CHECKED - 2]
         rest = [alike[i].number for i in order if alike[i].number not in gone]
         places = np.linspace(0, len(rest) - 1, _CHECKED - len(gone)).round().astype(int)
         return [*gone, *(rest[i] for i in places)]
@@ -228,16 +221,7 @@ def _learnt_column(problem: Problem) -> int | None:
     return next((i for i, name in enumerate(problem.objectives) if name in MAXIMIZED or name in metrics), None)
 
 
-class _Row(NamedTuple):
-    """What is compared of a candidate at a rung."""
-
-    number: int
-    point: np.ndarray
-    latency: float
-    feasible: bool
-
-
-def _best(band: Sequence[_Row], count: int) -> list[int]:
+def _best(band: Sequence[Row], count: int) -> list[int]:
     """Numbers of the best candidates of a band, best first; what breaks a bound of cost comes after all others."""
     found: list[int] = []
     for feasible in (True, False):
@@ -282,11 +266,6 @@ def _passed(trial: TrialRecord, rung: int) -> bool:
 def _next_rung(trial: TrialRecord, begin: int) -> int:
     """At which a running trial is judged next, at the earliest."""
     return max(begin, trial.rungs[-1].fidelity.rung + 1) if trial.rungs else begin
-
-
-def _went_on(trial: TrialRecord, rung: int) -> bool:
-    """Whether a trial that was judged at a rung was promoted from it."""
-    return trial.state in ("running", "complete") or trial.rungs[-1].fidelity.rung > rung
 
 
 def _result(trial: TrialRecord, rung: int) -> RungResult:
