@@ -39,10 +39,11 @@ CPUS = 2
 MARK = "row: "
 
 
-def run(workers: int, rounds: int, sleep_s: float) -> float:
-    """Trials per second while all workers are there: from when all run for the first time until the last one begins.
+def run(workers: int, rounds: int, sleep_s: float) -> tuple[float, float]:
+    """Trials per second while all workers are there, and seconds until they are.
 
-    Starting a worker takes some seconds of a core, and here all nodes' workers share this machine's.
+    From when every worker's first trial has ended, so that its process is there, until the last one begins: starting
+    workers takes some seconds of a core each, and here those of all nodes share this machine's.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,13 +55,13 @@ def run(workers: int, rounds: int, sleep_s: float) -> float:
         spans = [(t.started, t.finished) for t in ledger.trials() if t.state == "complete" and t.started and t.finished]
         if len(spans) != trials:
             raise SystemExit(f"expected {trials} complete trials, got {len(spans)}")
-        full = next((b for b, _ in sorted(spans) if sum(x <= b < y for x, y in spans) == workers), None)
-        if full is None:
-            raise SystemExit(f"expected {workers} trials at once at some time, got fewer; raise --rounds")
-        last = max(begun for begun, _ in spans)
+        began, last = min(begun for begun, _ in spans), max(begun for begun, _ in spans)
+        full = max(ended for _, ended in sorted(spans)[:workers])
+        if full >= last:
+            raise SystemExit(f"expected more than one round of {workers} workers, got none; raise --rounds")
         # By the part of each trial that lies within: whole ones would undercount by up to a round.
         done = sum(max(min(y, last) - max(x, full), timedelta(0)) / (y - x) for x, y in spans)
-        return done / (last - full).total_seconds()
+        return done / (last - full).total_seconds(), (full - began).total_seconds() - sleep_s
 
 
 def measure(nodes: int, rounds: int, sleep_s: float, repeats: int) -> dict:
@@ -75,12 +76,20 @@ def measure(nodes: int, rounds: int, sleep_s: float, repeats: int) -> dict:
         with ray_session(workers) as granted:
             if granted != workers:
                 raise SystemExit(f"expected {workers} workers, got {granted}")
-            rates = [60.0 * run(workers, rounds, sleep_s) for _ in range(repeats)]
+            runs = [run(workers, rounds, sleep_s) for _ in range(repeats)]
     finally:
         cluster.shutdown()
+    rates = [60.0 * rate for rate, _ in runs]
     rate = statistics.median(rates)
-    busy = rate * sleep_s / 60.0 / workers
-    return {"nodes": nodes, "workers": workers, "trials": rounds * workers, "rates": rates, "rate": rate, "busy": busy}
+    return {
+        "nodes": nodes,
+        "workers": workers,
+        "trials": rounds * workers,
+        "rates": rates,
+        "rate": rate,
+        "busy": rate * sleep_s / 60.0 / workers,
+        "starts_s": [seconds for _, seconds in runs],
+    }
 
 
 def main() -> None:
@@ -112,19 +121,30 @@ def main() -> None:
 def report(rows: list[dict], trial_s: float) -> list[str]:
     """The results as Markdown."""
     one = rows[0]["rate"] / rows[0]["nodes"]
-    header = ["nodes", "workers", "trials", "trials per minute, each run", "median", "of linear", "workers busy"]
+    header = [
+        "nodes",
+        "workers",
+        "trials",
+        "trials per minute, each run",
+        "median",
+        "of linear",
+        "workers busy",
+        "start, s",
+    ]
     body = [
         [r["nodes"], r["workers"], r["trials"], ", ".join(f"{x:.1f}" for x in r["rates"]), f"{r['rate']:.1f}",
-         f"{r['rate'] / (one * r['nodes']):.3f}", f"{r['busy']:.3f}"]
+         f"{r['rate'] / (one * r['nodes']):.3f}", f"{r['busy']:.3f}",
+         ", ".join(f"{x:.1f}" for x in r["starts_s"])]
         for r in rows
     ]  # fmt: skip
     return [
         "# Scaling over Ray nodes",
         "",
         f"`python benchmarks/scaling.py`: every trial sleeps {trial_s:g} s, in its own killable process of a worker. "
-        "Trials per minute from when all workers run for the first time until the last trial begins, each by the part "
-        "of it that lies within: all nodes share this machine's cores, on which their workers start. *Of linear*: over "
-        "those of one node, times nodes. *Workers busy*: the share of their time in which they sleep.",
+        "Trials per minute from when every worker's first trial has ended until the last trial begins, each by the "
+        "part of it that lies within. *Of linear*: over those of one node, times nodes. *Workers busy*: the share of "
+        "their time in which they sleep. *Start*: what the first trials took beyond their sleep, until the last worker "
+        "had its actor and its process, in each run; here the workers of all nodes start on one machine's cores.",
         "",
         *table(header, body),
         "",
