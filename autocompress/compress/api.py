@@ -100,8 +100,10 @@ def compress(
         )
     if statistics is None:
         criteria = {cut.criterion for cut in asked.cuts} | {mask.criterion for mask in asked.masks}
-        asks = not _OF_DATA.isdisjoint(criteria)
-        statistics = collect_statistics(module, task, seed=derive_seed(seed, "statistics")) if asks else Statistics({})
+        refits = bool(asked.cuts) and asked.reconstruction != "none"
+        statistics = Statistics({})
+        if refits or not _OF_DATA.isdisjoint(criteria):
+            statistics = collect_statistics(module, task, structure, seed=derive_seed(seed, "statistics"))
     return build(task, module, asked, structure, statistics, epochs=epochs, seed=seed, packed=packed)
 
 

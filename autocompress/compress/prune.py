@@ -14,11 +14,12 @@ from autocompress.compress.criteria import channel_scores
 from autocompress.compress.layers import run_layers
 from autocompress.compress.origin import Origin, origin, remember
 from autocompress.compress.probe import inconsistent, reshaped
+from autocompress.compress.reconstruct import reconstruct
 from autocompress.compress.statistics import Statistics
-from autocompress.compress.surgery import Removal, settle, shrink, tensor_of
+from autocompress.compress.surgery import Removal, kept_indices, settle, shrink, tensor_of
 from autocompress.errors import CompressionError, InfeasibleError, TaskError
 from autocompress.inputs import Inputs
-from autocompress.records import ChannelCut, Structure
+from autocompress.records import ChannelCut, Reconstruction, Structure
 from autocompress.rng import derive_seed
 
 __all__ = ["Origin", "cut_channels", "drop_blocks", "follow_statistics", "origin"]
@@ -38,6 +39,7 @@ def cut_channels(
     example: Inputs,
     seed: int,
     units: Mapping[str, Coupled] | None = None,
+    reconstruction: Reconstruction = "least-squares",
 ) -> nn.Module:
     """Remove units so that every group of `cuts` is left with exactly the width that is asked.
 
@@ -52,6 +54,8 @@ def cut_channels(
         example: one input batch.
         seed: of the random criterion.
         units: those of the module, ``trace(module, example).groups``, where it is cut again and again.
+        reconstruction: ``"least-squares"`` refits what stays behind the cut, as far as the statistics know what flows
+            there; see `reconstruct`. ``"none"`` leaves it as it is.
 
     Returns:
         A new module that remembers its `Origin`; modes and `requires_grad` as in `module`.
@@ -73,6 +77,8 @@ def cut_channels(
         return result
     inputs = two_or_more(example)
     expected, _ = run_layers(module, inputs)
+    if reconstruction == "least-squares":
+        reconstruct(result, kept_indices(result, removals), followed.moments)
     kept = shrink(result, removals)
 
     def refusal(candidate: nn.Module) -> str:

@@ -140,7 +140,15 @@ def iterative(
         if cuts:
             ranked = work.masked(module, number / rounds) if plan.order == "mask-cut" else module
             cut_seed = derive_seed(seed, "cut", number)
-            module = cut_channels(ranked, cuts, structure, statistics, example=example, seed=cut_seed)
+            module = cut_channels(
+                ranked,
+                cuts,
+                structure,
+                statistics,
+                example=example,
+                seed=cut_seed,
+                reconstruction=plan.reconstruction,
+            )
         if number == rounds:
             module = factorize(module, plan.ranks)
         masks = work.masks_of(module, number / rounds)

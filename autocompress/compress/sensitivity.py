@@ -21,7 +21,7 @@ from autocompress.compress.rounding import round_weights
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.train import recalibrate_bn
 from autocompress.errors import CompressionError
-from autocompress.records import BlockDrop, ChannelCut, Criterion, Group, Layer, Record, Structure
+from autocompress.records import BlockDrop, ChannelCut, Criterion, Group, Layer, Reconstruction, Record, Structure
 from autocompress.rng import derive_seed
 from autocompress.space.criteria import check_criteria
 from autocompress.space.grid import allowed_widths
@@ -158,6 +158,7 @@ def measure_sensitivity(
     blocks: bool | Collection[str] = False,
     pairs: bool = False,
     criterion: Criterion = "magnitude",
+    reconstruction: Reconstruction = "least-squares",
     examples: int = 512,
     batches: int = 8,
     fast: bool = False,
@@ -190,6 +191,7 @@ def measure_sensitivity(
         blocks: also leave out each block; or their names.
         pairs: also leave out each two of these that follow one another.
         criterion: which units go; a group that it cannot score is cut by magnitude.
+        reconstruction: whether what stays behind a cut is refitted.
         examples: how many validation examples, at most, the first ones.
         batches: of training data for the recalibration.
         fast: see above; `batches` has no effect then.
@@ -242,6 +244,7 @@ def measure_sensitivity(
                 example=example,
                 seed=derive_seed(seed, "sensitivity"),
                 units=units,
+                reconstruction=reconstruction,
             )
         loss, kl = change(module)
         found_groups.append(GroupSensitivity(group=group.name, width=group.width, keep=keep, loss=loss, kl=kl))

@@ -174,7 +174,13 @@ class Stages:
                 trainer = trainer.scaled(0.5)
             with timed(self.seconds, "compress"), self.guard():
                 module = cut_channels(
-                    module, plan.cuts, self.structure, self.statistics, example=example, seed=self._cut_seed
+                    module,
+                    plan.cuts,
+                    self.structure,
+                    self.statistics,
+                    example=example,
+                    seed=self._cut_seed,
+                    reconstruction=plan.reconstruction,
                 )
                 module = factorize(module, plan.ranks)
             with timed(self.seconds, "recover"):

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from autocompress.compress.activations import Activations
 from autocompress.compress.fit import batches as iterate
+from autocompress.compress.moments import InputMoments
 from autocompress.compress.state import load_tensors, save_tensors
 from autocompress.errors import CompressionError
 from autocompress.inputs import forward
+from autocompress.records import Structure
 from autocompress.rng import derive_seed
 from autocompress.task import size
 
@@ -46,6 +48,7 @@ class Statistics:
             z_m|` over the M positions of an output channel, averaged over examples, divided by the layer's ℓ2 norm.
         f_statistics: layer name -> shape (outputs,); see `f_statistic`.
         output_axes: layer name -> axis of its weight that `outputs` counts along, where this is not 0.
+        moments: parameter name -> shape (inputs + 1, inputs + 1), of the layer's inputs; see `InputMoments`.
     """
 
     gradients: Mapping[str, Tensor]
@@ -53,6 +56,7 @@ class Statistics:
     activation_taylors: Mapping[str, Tensor] = field(default_factory=dict)
     f_statistics: Mapping[str, Tensor] = field(default_factory=dict)
     output_axes: Mapping[str, int] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     def gradient(self, name: str) -> Tensor:
         """Mean gradient of the parameter `name`, in its shape; loss per unit of the weight.
@@ -123,6 +127,7 @@ class Statistics:
                 {n: t[self._outputs(n, positions)] for n, t in self.activation_taylors.items()},
                 {n: t[self._outputs(n, positions)] for n, t in self.f_statistics.items()},
                 self.output_axes,
+                {n: self._moment(n, t, positions) for n, t in self.moments.items()},
             )
         except IndexError as error:
             raise CompressionError(
@@ -136,9 +141,16 @@ class Statistics:
         left = positions.get(parameter)
         if left is None or parameter not in self.gradients:
             return slice(None)
-        shape, axis = self.gradients[parameter].shape, self.output_axes.get(layer, 0)
-        first = left.movedim(axis, 0).reshape(left.shape[axis], -1)[:, 0]
-        return first // shape[axis + 1 :].numel() % shape[axis]
+        return _along(self.output_axes.get(layer, 0), left, self.gradients[parameter].shape)
+
+    def _moment(self, parameter: str, moment: Tensor, positions: Mapping[str, Tensor]) -> Tensor:
+        """Of the inputs that are left, and the 1 behind them."""
+        if parameter not in positions:
+            return moment
+        axis = 1 - self.output_axes.get(parameter.rpartition(".")[0], 0)
+        left = _along(axis, positions[parameter], self.gradients[parameter].shape)
+        left = torch.cat([left, torch.tensor([len(moment) - 1])])
+        return moment[left][:, left]
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
@@ -149,6 +161,7 @@ class Statistics:
                 ("fisher", self.fishers),
                 ("activation", self.activation_taylors),
                 ("f", self.f_statistics),
+                ("moment", self.moments),
                 ("axis", {name: torch.tensor(axis) for name, axis in self.output_axes.items()}),
             )
             for name, tensor in named.items()
@@ -162,7 +175,8 @@ class Statistics:
         Raises:
             CompressionError: the file is missing, damaged or of another kind.
         """
-        found: dict[str, dict[str, Tensor]] = {"gradient": {}, "fisher": {}, "activation": {}, "f": {}, "axis": {}}
+        kinds = ("gradient", "fisher", "activation", "f", "axis", "moment")
+        found: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for key, tensor in load_tensors(path).items():
             kind, _, name = key.partition("/")
             if kind not in found or not name:
@@ -172,11 +186,17 @@ class Statistics:
                 )
             found[kind][name] = tensor
         axes = {name: int(axis) for name, axis in found["axis"].items()}
-        return cls(found["gradient"], found["fisher"], found["activation"], found["f"], axes)
+        return cls(found["gradient"], found["fisher"], found["activation"], found["f"], axes, found["moment"])
 
 
 def collect_statistics(
-    module: nn.Module, task: Task, *, batches: int = 16, batch_size: int = 64, seed: int
+    module: nn.Module,
+    task: Task,
+    structure: Structure | None = None,
+    *,
+    batches: int = 16,
+    batch_size: int = 64,
+    seed: int,
 ) -> Statistics:
     """All statistics from one pass over training batches, at the module's weights, in evaluation mode.
 
@@ -186,6 +206,7 @@ def collect_statistics(
     Args:
         module: the trained dense network; left alone.
         task: gives the training split and the loss.
+        structure: of the module, for the moments of the inputs that it can cut; without, there are none.
         batches: how many full batches, K; fewer if the split is smaller.
         batch_size: examples per batch, B; less if the split is smaller than one batch.
         seed: of the choice of examples.
@@ -209,7 +230,9 @@ def collect_statistics(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(derive_seed(seed, "statistics", "augment"))
         order = derive_seed(seed, "statistics", "order")
-        with Activations(probe, task.train) as activations:
+        moments = InputMoments(probe, structure or Structure(groups=(), layers=()), full, seed)
+        activations = Activations(probe, task.train)
+        with activations, moments:
             for inputs, targets in islice(iterate(task.train, batch_size, shuffle=True, seed=order), full):
                 with activations.batch(targets):
                     torch.autograd.backward(task.loss(forward(probe, inputs), targets))
@@ -234,13 +257,20 @@ def collect_statistics(
     for name, value in (*taylors.items(), *f_statistics.items()):
         if not torch.isfinite(value).all():
             raise CompressionError(f"statistics: expected finite activations, got NaN or infinity in {name!r}")
-    return Statistics(gradients, fishers, taylors, f_statistics, activations.axes())
+    flows = {name: moment for name, moment in moments.by_parameter().items() if name in gradients}
+    return Statistics(gradients, fishers, taylors, f_statistics, activations.axes(), flows)
 
 
 def _get(found: Mapping[str, Tensor], name: str, what: str, help_: str) -> Tensor:
     if name not in found:
         raise CompressionError(f"statistics: expected {what} of {name!r}, got {len(found)} others; {help_}")
     return found[name]
+
+
+def _along(axis: int, left: Tensor, shape: torch.Size) -> Tensor:
+    """Which indices of an axis of a dense parameter are left, from the flat positions of what is left of it."""
+    first = left.movedim(axis, 0).reshape(left.shape[axis], -1)[:, 0]
+    return first // shape[axis + 1 :].numel() % shape[axis]
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

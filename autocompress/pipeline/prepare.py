@@ -227,7 +227,7 @@ def prepare(study: Study) -> Workbench:
         )
     folder.model.parent.mkdir(parents=True, exist_ok=True)
     save_module(module, folder.model)
-    statistics = collect_statistics(module, task, seed=derive_seed(study.seed, "statistics"))
+    statistics = collect_statistics(module, task, structure, seed=derive_seed(study.seed, "statistics"))
     statistics.save(folder.statistics)
     target = study.target.build()
     allocations = allocation_tables(

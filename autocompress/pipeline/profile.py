@@ -13,8 +13,9 @@ from autocompress.pipeline.latency_model import LatencyModelSummary, load_outlin
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.probe import take_nodes
 from autocompress.pipeline.progress import reporter
-from autocompress.records import Criterion, NodeLatency, Record, Structure
+from autocompress.records import Criterion, NodeLatency, Reconstruction, Record, Structure
 from autocompress.rng import derive_seed
+from autocompress.space.draft import DENSE
 from autocompress.space.space import Space
 
 #: Validation examples of every single change, at least and at most: enough to order them.
@@ -106,6 +107,7 @@ def _sensitivity(bench: Workbench) -> Sensitivity:
         blocks=blocks,
         pairs=True,
         criterion=usual_criterion(space),
+        reconstruction=usual_reconstruction(space),
         examples=enough_examples(changes, bench.prepared.baseline.artifact.macs),
         fast=True,
         seed=derive_seed(bench.study.seed, "sensitivity"),
@@ -139,6 +141,12 @@ def usual_criterion(space: Space) -> Criterion:
     known = [criterion for criterion in dict.fromkeys(offered) if criterion != "random"]
     # Of equally many the one that is named first.
     return max(known, key=offered.count, default="magnitude")
+
+
+def usual_reconstruction(space: Space) -> Reconstruction:
+    """The first that the space names, or what is done where it names none."""
+    named: list[Reconstruction] = [knob.settings[0] for knob in space.settings if knob.field == "reconstruction"]
+    return named[0] if named else DENSE.reconstruction
 
 
 def without_effect(bench: Workbench, model: LatencyModelSummary | None) -> dict[str, tuple[str, ...]]:

@@ -28,6 +28,7 @@ CHANNEL_CRITERIA: frozenset[str] = frozenset(
 )
 WEIGHT_CRITERIA: frozenset[str] = frozenset({"magnitude", "lamp", "taylor", "hessian", "random"})
 Reduction = Literal["mean", "sum", "max", "prod"]
+Reconstruction = Literal["least-squares", "none"]
 Strategy = Literal["structured", "unstructured", "none"]
 Bits = Literal[32, 16, 8, 7, 6, 5, 4, 3, 2]
 LowBits = Literal[16, 8, 7, 6, 5, 4, 3, 2]
@@ -205,6 +206,7 @@ class Plan(Record):
         codebooks: weights that share values.
         bits: layers that are quantized.
         order: whether channels are cut first and masks chosen in what is left, or masks first.
+        reconstruction: of the layers behind a cut: ``"least-squares"`` refits their weights to the inputs that stay.
         schedule: how removal and training alternate.
         distillation: what the dense model teaches.
         quantizer: how grids are found.
@@ -217,6 +219,7 @@ class Plan(Record):
     codebooks: tuple[Codebook, ...] = ()
     bits: tuple[LayerBits, ...] = ()
     order: Literal["cut-mask", "mask-cut"] = "cut-mask"
+    reconstruction: Reconstruction = "least-squares"
     schedule: Schedule = OneShot()
     distillation: Distillation = Response()
     quantizer: Quantizer = Quantizer()

@@ -23,6 +23,7 @@ from autocompress.space.options import (
     Override,
     Part,
     Quantizers,
+    Reconstructions,
     Schedules,
     ShareRange,
 )
@@ -44,6 +45,7 @@ class SpaceConfig(Part):
         distillation: what the dense model may teach; likewise.
         quantizer: how integer grids may be found; ``post``, ``aware``, or a mapping with the settings.
         order: whether channels are cut before masks are chosen, or after.
+        reconstruction: whether the layers behind a cut are refitted to the inputs that stay; they are if absent.
         include, exclude: patterns, as of a shell, for names of groups, layers and blocks; `exclude` wins.
         overrides: other choices for some names.
     """
@@ -58,6 +60,7 @@ class SpaceConfig(Part):
     distillation: Distillations | None = None
     quantizer: Quantizers | None = None
     order: Orders | None = None
+    reconstruction: Reconstructions | None = None
     include: Annotated[tuple[NamePattern, ...], Field(min_length=1)] = ("*",)
     exclude: tuple[NamePattern, ...] = ()
     overrides: tuple[Override, ...] = ()

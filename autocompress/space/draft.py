@@ -20,9 +20,11 @@ from autocompress.records import (
     LowRank,
     Plan,
     Quantizer,
+    Reconstruction,
     Schedule,
     Structure,
     WeightMask,
+    starts_untrained,
 )
 
 Order = Literal["cut-mask", "mask-cut"]
@@ -37,7 +39,8 @@ class Draft:
     Attributes:
         structure: the dense network.
         round_to: the target's multiple for channel counts and ranks.
-        drops, cuts, ranks, masks, codebooks, bits, order, schedule, distillation, quantizer, architecture: as of
+        drops, cuts, ranks, masks, codebooks, bits, order, reconstruction, schedule, distillation, quantizer,
+            architecture: as of
             `Plan`.
     """
 
@@ -50,6 +53,7 @@ class Draft:
     codebooks: tuple[Codebook, ...] = ()
     bits: tuple[LayerBits, ...] = ()
     order: Order = "cut-mask"
+    reconstruction: Reconstruction = DENSE.reconstruction
     schedule: Schedule = DENSE.schedule
     distillation: Distillation = DENSE.distillation
     quantizer: Quantizer = DENSE.quantizer
@@ -101,6 +105,7 @@ class Draft:
                 codebooks=tuple(sorted(codebooks, key=lambda c: c.layer)),
                 bits=tuple(sorted((b for b in self.bits if b.layer not in shared | self.gone), key=lambda b: b.layer)),
                 order=self.order,
+                reconstruction=self.reconstruction,
                 schedule=self.schedule,
                 distillation=self.distillation,
                 quantizer=self.quantizer,
@@ -126,6 +131,7 @@ def effective(plan: Plan) -> Plan:
     """The plan with the default in place of each setting that changes nothing in it.
 
     - `order`: without both cuts and masks;
+    - `reconstruction`: without cuts, or where the weights are drawn anew after them;
     - `quantizer`: without integers; its `ranges`, unless training is aware; its `calibrator`, if no activations are
       quantized;
     - `schedule`: without masks; an iterative one without masks and cuts, one from scratch without any training; of a
@@ -150,9 +156,11 @@ def effective(plan: Plan) -> Plan:
             scheduled = bool(plan.masks or plan.cuts)
         case _:
             scheduled = bool(plan.masks)
+    anew = scheduled and starts_untrained(plan)
     return settled.model_copy(
         update={
             "order": plan.order if plan.cuts and plan.masks else "cut-mask",
+            "reconstruction": plan.reconstruction if plan.cuts and not anew else DENSE.reconstruction,
             "schedule": plan.schedule if scheduled else DENSE.schedule,
             "distillation": plan.distillation if settled.trains else DENSE.distillation,
         }

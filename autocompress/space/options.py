@@ -14,6 +14,7 @@ from autocompress.records import (
     CutScope,
     Distillation,
     Quantizer,
+    Reconstruction,
     Reduction,
     Schedule,
     Strategy,
@@ -97,6 +98,7 @@ WeightsChoices = Annotated[tuple[WeightsChoice, ...], Field(min_length=1), After
 ClusterChoices = Annotated[tuple[Clusters, ...], Field(min_length=1), AfterValidator(_distinct)]
 KeepOrDrop = Annotated[tuple[BlockChoice, ...], Field(min_length=1), AfterValidator(_distinct)]
 Orders = Annotated[tuple[Literal["cut-mask", "mask-cut"], ...], Field(min_length=1), AfterValidator(_distinct)]
+Reconstructions = Annotated[tuple[Reconstruction, ...], Field(min_length=1), AfterValidator(_distinct)]
 Schedules = Annotated[tuple[ScheduleSetting, ...], Field(min_length=1), AfterValidator(_distinct)]
 Distillations = Annotated[tuple[DistillationSetting, ...], Field(min_length=1), AfterValidator(_distinct)]
 Quantizers = Annotated[tuple[QuantizerSetting, ...], Field(min_length=1), AfterValidator(_distinct)]

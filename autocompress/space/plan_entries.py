@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from autocompress.records import Criterion, Reduction
+from autocompress.records import Criterion, Reconstruction, Reduction
 from autocompress.records.plan import Bits
 from autocompress.space.bits import WEIGHTS_ONLY
 from autocompress.space.criteria import check_criteria
@@ -134,6 +134,7 @@ class PlanFile(Part):
     codebooks: tuple[CodebookEntry, ...] = ()
     bits: tuple[BitsEntry, ...] = ()
     order: Literal["cut-mask", "mask-cut"] = "cut-mask"
+    reconstruction: Reconstruction = DENSE.reconstruction
     schedule: ScheduleSetting = DENSE.schedule
     distillation: DistillationSetting = DENSE.distillation
     quantizer: QuantizerSetting = DENSE.quantizer

@@ -113,8 +113,9 @@ def dump_plan(plan: Plan) -> str:
     for section, entries in sections.items():
         rows = [_flow({"match": glob.escape(name)} | _changed(entry)) for name, entry in entries]
         lines += [f"{section}:", *(f"  - {row}" for row in rows)] if rows else []
-    if plan.order != DENSE.order:
-        lines.append(f"order: {plan.order}")
+    for name in ("order", "reconstruction"):
+        if getattr(plan, name) != getattr(DENSE, name):
+            lines.append(f"{name}: {getattr(plan, name)}")
     for field in ("schedule", "distillation", "quantizer"):
         setting = getattr(plan, field)
         if setting != getattr(DENSE, field):
@@ -182,6 +183,7 @@ class _Builder:
             draft,
             bits=self._bits(),
             order=file.order,
+            reconstruction=file.reconstruction,
             schedule=file.schedule,
             distillation=file.distillation,
             quantizer=file.quantizer,

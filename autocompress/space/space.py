@@ -52,7 +52,7 @@ class Space:
         ranks: factorized layers.
         codebooks: weights that share values.
         quantization: bits.
-        settings: schedule, distillation, quantizer and order, as far as they are searched.
+        settings: schedule, distillation, quantizer, reconstruction and order, as far as they are searched.
         architecture: a smaller network that may be built instead.
     """
 

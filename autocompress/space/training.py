@@ -15,11 +15,12 @@ from autocompress.space.explain import alternatives
 from autocompress.space.knob import Uniform
 from autocompress.space.params import Params, Suggester, read_choice
 
-Field = Literal["order", "quantizer", "schedule", "distillation"]
-#: The order in which they are turned: whether distillation matters depends on the quantizer.
-FIELDS: tuple[Field, ...] = ("order", "quantizer", "schedule", "distillation")
+Field = Literal["order", "reconstruction", "quantizer", "schedule", "distillation"]
+#: The order in which they are turned: whether the last two matter depends on the quantizer and the schedule.
+FIELDS: tuple[Field, ...] = ("order", "quantizer", "schedule", "reconstruction", "distillation")
 _NEEDS: dict[Field, str] = {
     "order": "needs both cuts and masks",
+    "reconstruction": "needs channels that are cut, and weights that are not drawn anew",
     "quantizer": "needs integers: bits of 8 and below",
     "schedule": "needs weights set to zero, iterative also channels that are cut",
     "distillation": "needs something that is trained for: more than bits, or a quantizer that trains",
@@ -28,7 +29,7 @@ _NEEDS: dict[Field, str] = {
 
 @dataclass(frozen=True)
 class SettingKnob:
-    """``schedule``, ``distillation``, ``quantizer`` or ``order``: one of a few settings, by their words.
+    """``schedule``, ``distillation``, ``quantizer``, ``reconstruction`` or ``order``: one of a few settings.
 
     A word is the kind, with whatever is not the default behind it: ``"gradual"``, ``"gradual(end=0.9)"``.
 
@@ -129,6 +130,7 @@ def setting_knobs(config: SpaceConfig, possible: Possible) -> tuple[SettingKnob,
         scheduled |= isinstance(schedule, FromScratch) and trains
     effects: dict[Field, bool] = {
         "order": possible.cuts and possible.masks,
+        "reconstruction": possible.cuts,
         "quantizer": possible.integers,
         "schedule": scheduled,
         "distillation": trains,

@@ -89,6 +89,8 @@ def _settings(plan: Plan) -> list[str]:
     found = []
     if plan.order != DENSE.order:
         found.append("masks before cuts")
+    if plan.reconstruction != DENSE.reconstruction:
+        found.append("without reconstruction")
     if plan.schedule != DENSE.schedule:
         found.append(setting_words(plan.schedule))
     if plan.quantizer != DENSE.quantizer:

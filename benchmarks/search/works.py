@@ -92,16 +92,18 @@ class Work:
             name: its folder below ``<output>/<work>``, which it shares with no other: any study beside it would take
                 up its model of the latency, which would be in nobody's time.
             seed: root of its random streams.
-            settings: ``search`` and others; one worker and the work's recovery unless they say otherwise.
+            settings: ``search`` and others; one worker and the work's recovery unless they say otherwise. ``space``:
+                what is other in the work's space.
         """
         given = dict(settings or {})
         search = {"workers": 1, "recovery_epochs": self.own_epochs, **given.pop("search", {})}
+        space = load_space(str(HERE / "spaces" / f"{self.name}.yaml")).model_copy(update=given.pop("space", {}))
         return Study(
             name=name,
             seed=seed,
             task=self.task(places),
             output=(places.output / self.name / name).resolve(),
-            space=load_space(str(HERE / "spaces" / f"{self.name}.yaml")),
+            space=space,
             search=SearchConfig(**search),
             **given,
         )

@@ -13,7 +13,7 @@ from runs import Candidate
 from torch import nn
 from works import Work
 
-from arms.trials import EightBits, Given, eight_bits, judge, judged, ours
+from arms.trials import EightBits, Given, eight_bits, inherited, judge, judged, ours
 from autocompress.compress.export import export_onnx
 from autocompress.compress.prune import cut_channels, drop_blocks
 from autocompress.compress.quantize import quantize
@@ -58,7 +58,7 @@ def _search(bench: Workbench, work: Work, seed: int, recorder: Recorder, server:
     number = 0
     while True:
         number += 1
-        plan = bench.space.plan(bench.space.suggest(EightBits(Given(ask(server, {"ask": number})["config"]))))
+        plan = inherited(bench, EightBits(Given(ask(server, {"ask": number})["config"])))
         try:
             module, before = cut(bench, plan, seed), 0
             for rung in RUNGS:
@@ -90,7 +90,9 @@ def cut(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     """The plan's network with inherited weights."""
     example, structure = bench.task.example_input(), bench.prepared.structure
     module = drop_blocks(bench.dense, plan.drops, structure, example=example)
-    return cut_channels(module, plan.cuts, structure, bench.statistics, example=example, seed=seed)
+    return cut_channels(
+        module, plan.cuts, structure, bench.statistics, example=example, seed=seed, reconstruction=plan.reconstruction
+    )
 
 
 def train(bench: Workbench, work: Work, plan: Plan, module: nn.Module, rung: int, units: int, seed: int) -> nn.Module:

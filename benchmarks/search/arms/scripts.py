@@ -9,7 +9,7 @@ import optuna
 from recorder import Recorder
 from works import Work
 
-from arms.trials import EightBits, Trial, engineer, judge, ours, starting_point
+from arms.trials import EightBits, Trial, engineer, inherited, judge, ours, starting_point
 from autocompress.errors import InfeasibleError
 from autocompress.pipeline.prepare import Workbench
 from autocompress.rng import derive_seed
@@ -40,7 +40,8 @@ def script(bench: Workbench, work: Work, seed: int, recorder: Recorder, sampler:
     while True:
         asked = study.ask()
         try:
-            plan = bench.space.plan(bench.space.suggest(EightBits(asked)))
+            suggester = EightBits(asked)
+            plan = bench.space.plan(bench.space.suggest(suggester)) if own else inherited(bench, suggester)
         except InfeasibleError:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
             continue

@@ -19,6 +19,7 @@ from autocompress.pipeline.evaluate import Evaluator
 from autocompress.pipeline.prepare import Workbench
 from autocompress.records import Fidelity, NoDistillation, ParamValue, Plan
 from autocompress.rng import derive_seed
+from autocompress.space.draft import effective
 
 #: Judges a plan: error on the validation split and latency relative to the dense network.
 Trial = Callable[[Plan], tuple[float, float]]
@@ -65,6 +66,11 @@ class Given:
 def starting_point(bench: Workbench) -> dict[str, ParamValue]:
     """Parameters of the dense network in 8 bits, without those that are not asked for."""
     return {k: v for k, v in bench.space.uniform(sparsity=0.0, bits=8).items() if v != 8}
+
+
+def inherited(bench: Workbench, suggester: Any) -> Plan:
+    """A plan of the space as a script carries it out: what stays keeps its weights, refitted behind no cut."""
+    return effective(bench.space.plan(bench.space.suggest(suggester)).model_copy(update={"reconstruction": "none"}))
 
 
 def eight_bits(bench: Workbench) -> Plan:

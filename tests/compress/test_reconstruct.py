@@ -1,0 +1,232 @@
+"""What stays takes over what goes: against least squares on the very inputs, and on whole networks of every kind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from autocompress.compress.moments import InputMoments, input_axis
+from autocompress.compress.prune import cut_channels, follow_statistics
+from autocompress.compress.reconstruct import reconstruct
+from autocompress.compress.statistics import Statistics, collect_statistics
+from autocompress.compress.structure import find_structure
+from autocompress.compress.train import recalibrate_bn
+from autocompress.models.resnet import resnet_cifar
+from autocompress.records import ChannelCut, Structure
+from autocompress.task import Task
+
+
+def correlated(n: int, *shape: int, seed: int = 0, rank: int = 4) -> Tensor:
+    """Inputs of few sources, as those of a trained network: shape (n, *shape), channels first."""
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(shape[0], rank, generator=g)
+    sources = torch.randn(n, rank, *shape[1:], generator=g)
+    noise = torch.randn(n, *shape, generator=g)
+    return torch.einsum("cr,nr...->nc...", mixing, sources) + 0.1 * noise + 1.0
+
+
+def moments_of(module: nn.Module, structure: Structure, *inputs: Tensor) -> dict[str, Tensor]:
+    with InputMoments(module, structure, len(inputs), seed=0) as found, torch.no_grad():
+        for some in inputs:
+            module(some)
+    return found.by_parameter()
+
+
+def task_of(inputs: Tensor, targets: Tensor) -> Task:
+    data = TensorDataset(inputs, targets)
+    splits: dict[str, Any] = dict.fromkeys(("train", "validation", "selection", "test"), data)
+    return Task(name="t", model=nn.Identity, **splits)
+
+
+def mlp(hidden: int = 12, *, bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 3, bias=bias)).eval()
+
+
+@given(st.integers(0, 50), st.integers(2, 11), st.booleans())
+@settings(max_examples=25)
+def test_a_linear_layer_is_what_least_squares_on_its_inputs_gives(seed: int, keep: int, bias: bool) -> None:
+    module = mlp(bias=bias)
+    x = correlated(900, 6, seed=seed)
+    moments = moments_of(module, find_structure(module, x[:2]), x)
+    stays = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:keep].sort().values
+    refitted = copy.deepcopy(module)
+    reconstruct(refitted, {("2.weight", 1): stays}, moments)
+
+    hidden = module[:2](x).detach().double().numpy()
+    wanted = module(x).detach().double().numpy()
+    design = hidden[:, stays]
+    if bias:
+        design = np.column_stack([design, np.ones(len(x))])
+    best = np.linalg.lstsq(design, wanted, rcond=None)[0]
+    least = ((design @ best - wanted) ** 2).sum()
+    weight = refitted.get_parameter("2.weight").detach().double().numpy()[:, stays]
+    got = hidden[:, stays] @ weight.T + (refitted.get_parameter("2.bias").detach().numpy() if bias else 0.0)
+    plain = hidden[:, stays] @ module.get_parameter("2.weight").detach().double().numpy()[:, stays].T
+    plain = plain + (module.get_parameter("2.bias").detach().numpy() if bias else 0.0)
+    # Of the ridge, a thousandth of the inputs' mean spread.
+    spread = hidden.var(axis=0).mean() if bias else (hidden**2).mean()
+    slack = 2e-3 * len(x) * spread * float(module.get_parameter("2.weight").detach().square().sum()) * 12
+    assert least - 1e-6 <= ((got - wanted) ** 2).sum() <= least + slack
+    assert ((got - wanted) ** 2).sum() <= ((plain - wanted) ** 2).sum() * 1.001
+
+
+def test_a_channel_that_repeats_another_goes_without_a_trace() -> None:
+    module = mlp()
+    with torch.no_grad():
+        module[0].weight[7], module[0].bias[7] = module[0].weight[2], module[0].bias[2]
+    x = correlated(500, 6)
+    structure = find_structure(module, x[:2])
+    statistics = Statistics({}, moments=moments_of(module, structure, x))
+    stays = [unit for unit in range(12) if unit != 7]
+    refitted = copy.deepcopy(module)
+    reconstruct(refitted, {("2.weight", 1): torch.tensor(stays)}, statistics.moments)
+    hidden = module[:2](x)[:, stays]
+    got = hidden @ refitted.get_parameter("2.weight")[:, stays].T + refitted.get_parameter("2.bias")
+    assert (got - module(x)).abs().max() < 0.02 * module(x).abs().max()
+
+
+def test_weights_of_what_goes_and_all_other_layers_stay_as_they_are() -> None:
+    module, x = mlp(), correlated(200, 6)
+    moments = moments_of(module, find_structure(module, x[:2]), x)
+    refitted = copy.deepcopy(module)
+    reconstruct(refitted, {("0.weight", 0): torch.arange(5), ("2.weight", 1): torch.arange(5)}, moments)
+    assert torch.equal(refitted[0].weight, module[0].weight)
+    assert torch.equal(refitted[2].weight[:, 5:], module[2].weight[:, 5:])
+    assert not torch.allclose(refitted[2].weight[:, :5], module[2].weight[:, :5])
+
+
+def test_where_nothing_flows_nothing_changes() -> None:
+    module = mlp()
+    refitted = copy.deepcopy(module)
+    nothing = torch.zeros(13, 13)
+    nothing[-1, -1] = 1.0
+    reconstruct(refitted, {("2.weight", 1): torch.arange(5)}, {"2.weight": nothing})
+    assert torch.equal(refitted[2].weight, module[2].weight)
+    assert torch.equal(refitted[2].bias, module[2].bias)
+
+
+class Recurrent(nn.Module):
+    """Channels of a linear layer flow into a recurrent one, whose hidden units flow into a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.lstm, self.last = nn.Linear(6, 12), nn.LSTM(12, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.lstm(torch.relu(self.first(x)))[0])
+
+
+class Joined(nn.Module):
+    """Two groups side by side in front of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(6, 8, 1), nn.Conv2d(20, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(torch.cat([self.a(x), self.b(x)], dim=1))).mean(dim=(2, 3))
+
+
+def transposed() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(6, 12, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(12, 6, 4, stride=2, padding=1), nn.Flatten()
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: mlp(24), (6,)),
+    "without bias": (lambda: mlp(24, bias=False), (6,)),
+    "recurrent": (Recurrent, (6,)),
+    "joined": (Joined, (6, 8, 8)),
+    "transposed": (transposed, (6, 8, 8)),
+    "normalized": (lambda: resnet_cifar(depth=8, widths=(16, 16, 32), channels=6, shortcut="projection"), (6, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cut_network_stays_nearer_to_the_dense_one(name: str) -> None:
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    module = make().eval()
+    x = correlated(64, *shape)
+    if name == "recurrent":
+        x = correlated(64 * 10, 6).reshape(64, 10, 6)
+    task = task_of(x, torch.zeros(len(x), dtype=torch.int64))
+    structure = find_structure(module, x[:2])
+    with InputMoments(module, structure, 1, seed=0) as found, torch.no_grad():
+        wanted = module(x)
+    statistics = Statistics({}, moments=found.by_parameter())
+    cuts = [ChannelCut(group=g.name, keep=max(1, g.width // 2), criterion="random") for g in structure.groups]
+    cuts.sort(key=lambda cut: cut.group)
+    errors = {}
+    for reconstruction in ("none", "least-squares"):
+        made = cut_channels(module, cuts, structure, statistics, example=x[:2], seed=1, reconstruction=reconstruction)  # type: ignore[arg-type]
+        with torch.no_grad():
+            errors[reconstruction] = float((recalibrate_bn(made, task)(x) - wanted).square().mean())
+    assert errors["least-squares"] < 0.8 * errors["none"], (name, errors)
+
+
+def test_statistics_keep_moments_over_a_file_and_follow_a_cut(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    module = resnet_cifar(depth=8, widths=(8, 12, 16), shortcut="projection").eval()
+    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    task = task_of(x, torch.randint(10, (64,), generator=torch.Generator().manual_seed(1)))
+    structure = find_structure(module, x[:2])
+    statistics = collect_statistics(module, task, structure, batches=1, seed=0)
+    assert collect_statistics(module, task, batches=1, seed=0).moments == {}
+    statistics.save(tmp_path / "s.safetensors")
+    loaded = Statistics.load(tmp_path / "s.safetensors")
+    assert statistics.moments.keys() == loaded.moments.keys() != set()
+    assert all(torch.equal(loaded.moments[name], moment) for name, moment in statistics.moments.items())
+
+    inner = next(g for g in structure.groups if len(g.layers) == 1)
+    (consumer,) = inner.consumers
+    cut = cut_channels(
+        module,
+        (ChannelCut(group=inner.name, keep=3, criterion="magnitude"),),
+        structure,
+        statistics,
+        example=x[:2],
+        seed=0,
+        reconstruction="none",
+    )
+    followed = follow_statistics(statistics, cut).moments
+    anew = collect_statistics(cut, task, find_structure(cut, x[:2]), batches=1, seed=0).moments
+    # What flows out of the group itself is the same, unit by unit; behind it all is other.
+    name = f"{consumer}.weight"
+    assert followed[name].shape == (4, 4)
+    torch.testing.assert_close(followed[name], anew[name], rtol=1e-4, atol=1e-5)
+    assert all(len(followed[other]) == cut.get_parameter(other).shape[1] + 1 for other in followed)
+
+
+def test_layers_without_channels_of_their_own_or_with_a_shared_weight_have_no_moments() -> None:
+    assert input_axis(nn.Conv2d(4, 4, 3, groups=2), "weight") is None
+    assert input_axis(nn.Embedding(4, 4), "weight") is None
+    assert input_axis(nn.LSTM(4, 4), "weight_hh_l0") is None
+    assert input_axis(nn.LSTM(4, 4, num_layers=2), "weight_ih_l1") is None
+    module = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12)).eval()
+    structure = find_structure(module, torch.randn(2, 6))
+    assert set(moments_of(module, structure, torch.randn(8, 6))) == {"2.weight", "4.weight"}
+    module[4].weight = module[2].weight
+    assert moments_of(module, structure, torch.randn(8, 6)) == {}
+
+
+def test_a_sample_of_the_positions_says_about_the_same_as_all() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = correlated(64, 3, 32, 32)
+    (found,) = moments_of(module, find_structure(module, x[:2]), *x.split(16)).values()
+    hidden = module[:2](x).detach().movedim(1, -1).reshape(-1, 8)
+    exact = (hidden.T @ hidden / len(hidden)).double()
+    assert float((found[:-1, :-1] - exact).norm() / exact.norm()) < 0.05
+    assert float(found[-1, -1]) == 1.0
+    assert float((found[-1, :-1] - hidden.mean(dim=0)).norm() / hidden.mean(dim=0).norm()) < 0.05
