@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from autocompress.records import Estimate, LayerReport, RuntimeGraph, RuntimeLayer, Throughput, settled
+from autocompress.records import (
+    Estimate,
+    LayerReport,
+    RuntimeGraph,
+    RuntimeLayer,
+    Throughput,
+    settled,
+    starts_untrained,
+)
 from autocompress.space.words import plan_words
 
 if TYPE_CHECKING:
@@ -284,6 +292,8 @@ def _recovery(card: EvidenceCard) -> str:
         "sequence": "on the dense model's own decoded outputs",
     }[plan.distillation.kind]
     aware = "; quantization-aware" if plan.quantizes and plan.quantizer.training == "aware" else ""
+    refits = plan.cuts and plan.reconstruction == "least-squares" and not starts_untrained(plan)
+    refitted = " Layers behind the cuts were refitted by least squares before." if refits else ""
     if plan.architecture is not None:
         sizes = ", ".join(f"{name} {size:g}" for name, size in plan.architecture.sizes.items())
         return (
@@ -292,7 +302,7 @@ def _recovery(card: EvidenceCard) -> str:
         )
     return (
         f"Recovery: {epochs:g} {'epoch' if epochs == 1 else 'epochs'} on the training split, {teacher}; "
-        f"schedule: {plan.schedule.kind}{aware}."
+        f"schedule: {plan.schedule.kind}{aware}.{refitted}"
     )
 
 

@@ -103,6 +103,7 @@ def spaces(draw: st.DrawFn) -> Space:
         "distillation": draw(subset(["none", "response", "features"])),
         "quantizer": ["post", {"training": "aware", "calibrator": "entropy"}, {"calibrator": "percentile"}],
         "order": draw(subset(["cut-mask", "mask-cut"])),
+        "reconstruction": draw(subset(["least-squares", "none"])),
         "overrides": [{"match": "body.0", "block": draw(subset(["keep", "drop"]))}, {"match": "head", "bits": [32, 8]}],
     }
     if draw(st.booleans()):
@@ -115,7 +116,9 @@ def spaces(draw: st.DrawFn) -> Space:
             "reduction": draw(st.sampled_from(["mean", "sum", "max"])),
             "sparsity": shares(draw, whole=False),
         }
-    for key in draw(st.sets(st.sampled_from(["blocks", "schedule", "distillation", "quantizer", "order"]))):
+    for key in draw(
+        st.sets(st.sampled_from(["blocks", "schedule", "distillation", "quantizer", "order", "reconstruction"]))
+    ):
         del data[key]
     for key in draw(st.sets(st.sampled_from(["bits", "rank", "codebook"]))):
         del data["layers"][key]

@@ -71,6 +71,7 @@ schedule: {kind: gradual, end: 0.9}
 distillation: {kind: response, temperature: 4}
 quantizer: aware
 order: mask-cut
+reconstruction: none
 """,
     )
     assert plan == Plan(
@@ -86,6 +87,7 @@ order: mask-cut
         distillation=Response(temperature=4.0),
         quantizer=Quantizer(training="aware"),
         order="mask-cut",
+        reconstruction="none",
     )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def test_block_that_is_left_out_takes_its_requests_along(tmp_path: Path) -> None
     "codebooks: [{match: '*', clusters: 16}, {match: '*', clusters: none}]\n",
     "codebooks: [{match: fc, clusters: 3200}]\n",
     "bits: [{match: '*', bits: 8}, {match: '*', bits: 32}]\n",
-    "schedule: gradual\ndistillation: none\nquantizer: aware\norder: mask-cut\n",
+    "schedule: gradual\ndistillation: none\nquantizer: aware\norder: mask-cut\nreconstruction: none\n",
 ])  # fmt: skip
 def test_request_that_changes_nothing_is_dense(tmp_path: Path, text: str) -> None:
     plan = load(tmp_path, text, round_to=32)
@@ -230,6 +232,7 @@ SPACE = resolve(
         "distillation": ["none", {"kind": "attention", "weight": 0.1}],
         "quantizer": ["post", {"training": "aware", "ranges": "calibrated", "calibrator": "entropy"}],
         "order": ["cut-mask", "mask-cut"],
+        "reconstruction": ["none", "least-squares"],
     }),
     NETWORK, round_to=1, bits=(32, 16, 8, 4, 2),
 )  # fmt: skip

@@ -59,6 +59,7 @@ FULL: dict[str, Any] = {
     "distillation": ["response", "none"],
     "quantizer": ["post", "aware"],
     "order": ["cut-mask", "mask-cut"],
+    "reconstruction": ["least-squares", "none"],
 }
 
 
@@ -77,7 +78,17 @@ SIZES = st.one_of(
 def spaces(draw: st.DrawFn) -> Space:
     sizes = {key: found for key in ("width", "depth") if (found := draw(SIZES)) is not None}
     content: dict[str, Any] = {"architecture": sizes or {"width": [0.5]}}
-    for key in ("width", "groups", "layers", "blocks", "schedule", "distillation", "quantizer", "order"):
+    for key in (
+        "width",
+        "groups",
+        "layers",
+        "blocks",
+        "schedule",
+        "distillation",
+        "quantizer",
+        "order",
+        "reconstruction",
+    ):
         if draw(st.booleans()):
             content[key] = FULL[key]
     return space_of(content)

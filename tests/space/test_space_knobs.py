@@ -260,6 +260,9 @@ MASKS = (WeightMask(layer="head", sparsity=0.5, criterion="magnitude"),)
     (Plan(schedule=FromScratch(), cuts=CUTS), Plan(schedule=FromScratch(), cuts=CUTS)),
     (Plan(schedule=FromScratch(), distillation=NoDistillation()), Plan()),
     (Plan(order="mask-cut", cuts=CUTS), Plan(cuts=CUTS)),
+    (Plan(reconstruction="none", masks=MASKS), Plan(masks=MASKS)),
+    (Plan(reconstruction="none", cuts=CUTS), Plan(reconstruction="none", cuts=CUTS)),
+    (Plan(reconstruction="none", cuts=CUTS, schedule=FromScratch()), Plan(cuts=CUTS, schedule=FromScratch())),
     (Plan(order="mask-cut", cuts=CUTS, masks=MASKS), Plan(order="mask-cut", cuts=CUTS, masks=MASKS)),
     (Plan(quantizer=Quantizer(calibrator="entropy"), bits=(LayerBits(layer="a", bits=8, weights_only=True),)),
      Plan(bits=(LayerBits(layer="a", bits=8, weights_only=True),))),
@@ -282,6 +285,9 @@ def test_space_says_which_settings_have_no_effect() -> None:
            "channels that are cut" in lines  # fmt: skip
     assert "quantizer: post/aware, without effect in this space: it needs integers: bits of 8 and below" in lines
     assert "distillation: none" in lines
+    only_bits = space_of(layers={"bits": {"choices": [32, 8]}}, reconstruction=["least-squares", "none"]).describe()
+    assert "reconstruction: least-squares/none, without effect in this space: it needs channels that are cut, and " \
+           "weights that are not drawn anew" in only_bits.splitlines()  # fmt: skip
     assert space.size() == space_of(groups=CUT).size()
 
 

@@ -55,6 +55,7 @@ def test_every_kind_of_compression_has_words() -> None:
         codebooks=(Codebook(layer="c", clusters=16),),
         bits=(LayerBits(layer="a", bits=4, weights_only=True), LayerBits(layer="b", bits=16)),
         order="mask-cut",
+        reconstruction="none",
         schedule=Gradual(end=0.9),
         distillation=NoDistillation(),
         quantizer=Quantizer(training="aware"),
@@ -68,11 +69,13 @@ def test_every_kind_of_compression_has_words() -> None:
         "1 of 3 layers at 16 bits",
         "1 of 3 layers at 4 bits, weights only",
         "masks before cuts",
+        "without reconstruction",
         "gradual(end=0.9)",
         "aware quantization",
         "no distillation",
     ]
     assert plan_words(plan) == (
         "1 block left out, 1 group cut, 2 layers factorized, 1 layer masked, 1 layer with a codebook, "
-        "2 layers at 4/16 bits, masks before cuts, gradual(end=0.9), aware quantization, no distillation"
+        "2 layers at 4/16 bits, masks before cuts, without reconstruction, gradual(end=0.9), "
+        "aware quantization, no distillation"
     )
