@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autocompress.inputs import Inputs
 
 #: Criteria that look at data.
-_OF_DATA = frozenset({"taylor", "taylor_activation", "hessian", "f_statistic"})
+_OF_DATA = frozenset({"taylor", "taylor_activation", "hessian", "f_statistic", "obs"})
 
 
 def compress(

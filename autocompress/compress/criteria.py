@@ -5,7 +5,8 @@ these: each layer's scores are divided by their mean, so that no layer speaks lo
 reduced over the layers.
 
 Conventions: scores are finite and >= 0. Weights of zero score 0. Equal units have equal scores; whoever ranks them
-decides between them (`cut_channels` and `make_masks` keep the lower index). A weight that is NaN or infinite raises.
+decides between them (`cut_channels` and `make_masks` keep the lower index). Only `obs` tells them apart: it ranks sets.
+A weight that is NaN or infinite raises.
 
 References:
     Li et al., 2017, "Pruning Filters for Efficient ConvNets" (l1, magnitude);
@@ -15,6 +16,7 @@ References:
     Molchanov et al., 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference"
         (taylor_activation);
     LeCun et al., 1990, "Optimal Brain Damage" (hessian);
+    Hassibi and Stork, 1993, "Optimal Brain Surgeon" (obs);
     Lee et al., 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning" (lamp);
     Fang et al., 2023, "DepGraph: Towards Any Structural Pruning" (coupled layers).
 """
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.elimination import elimination_scores
 from autocompress.compress.statistics import Statistics
 from autocompress.compress.unit_weights import like, outputs_of, removable, scaled_norms, slices, take
 from autocompress.errors import CompressionError, InfeasibleError
@@ -166,6 +169,20 @@ def f_statistic(
     return outputs_of(module, units, units.group.layers, statistics.f_statistics, statistics.f_statistic)
 
 
+def obs(module: nn.Module, units: Units, statistics: Statistics, generator: torch.Generator) -> dict[str, Tensor]:
+    """Share of the outputs behind the group that is lost once a unit goes, when all that go before it have gone.
+
+    What is left takes over what goes, as `reconstruct` has it; see `elimination_scores`. One score for the whole group.
+    A group of which no layer reads the units as channels of its own, as within torch's own attention, is scored by
+    magnitude.
+
+    Returns:
+        Shape (width,), a share in [0, 1].
+    """
+    found = elimination_scores(module, units, statistics.moments)
+    return magnitude(module, units, statistics, generator) if found is None else {units.group.name: found}
+
+
 def random(module: nn.Module, units: Units, statistics: Statistics, generator: torch.Generator) -> dict[str, Tensor]:
     """Uniform scores in [0, 1), one for the whole group: the baseline that every criterion has to beat."""
     return {units.group.name: torch.rand(units.group.width, generator=generator)}
@@ -190,6 +207,8 @@ def layer_scores(criterion: Criterion) -> _LayerScores:
             return hessian
         case "f_statistic":
             return f_statistic
+        case "obs":
+            return obs
         case "random":
             return random
         case "lamp":

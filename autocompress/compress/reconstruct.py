@@ -39,39 +39,70 @@ def reconstruct(module: nn.Module, kept: Mapping[tuple[str, int], Tensor], momen
         kept: (parameter, axis) -> the indices that will stay, as of `kept_indices`.
         moments: of the inputs by parameter, as of `InputMoments`; a layer without is left as it is.
     """
-    normalizes = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
     for (name, axis), stays in kept.items():
         layer, _, own = name.rpartition(".")
         part = module.get_submodule(layer)
         if name not in moments or input_axis(part, own) != axis:
             continue
-        weight = module.get_parameter(name).data
-        # "weight_ih_l0" goes with "bias_ih_l0". Of a transposed convolution not every output sees every place of the
-        # kernel, so that its bias cannot take up what they add.
-        transposed = isinstance(part, nn.modules.conv._ConvTransposeNd)
-        bias = None if transposed else part._parameters.get(own.replace("weight", "bias"))
-        left_to_norm = normalizes and isinstance(part, nn.modules.conv._ConvNd)
-        moment = moments[name].to(weight.device).double()
+        weight, bias = module.get_parameter(name).data, _bias(part, own)
+        spread = spread_of(module, name, moments[name].to(weight.device))
         gone = torch.ones(weight.shape[axis], dtype=torch.bool, device=weight.device)
         gone[stays.to(weight.device)] = False
-        share, offset = _prediction(moment, ~gone, gone, free=bias is not None or left_to_norm)
+        share = _prediction(spread, ~gone, gone)
         inputs = weight.movedim(axis, -1)
         removed = inputs[..., gone].double()
         if bias is not None:
+            mean = moments[name][-1, :-1].to(weight.device).double()
+            offset = mean[gone] - share @ mean[~gone]
             # Over the kernel's places: all axes between outputs and inputs.
             bias.data += (removed @ offset).reshape(len(bias), -1).sum(dim=1).to(bias.dtype)
         inputs[..., ~gone] += (removed @ share).to(weight.dtype)
 
 
-def _prediction(moment: Tensor, stays: Tensor, gone: Tensor, *, free: bool) -> tuple[Tensor, Tensor]:
-    """A and c of the module's formula, shapes (gone, stays) and (gone,); zeros where nothing varies."""
-    mean = moment[-1, :-1] if free else torch.zeros_like(moment[-1, :-1])
-    spread = moment[:-1, :-1] - torch.outer(mean, mean)
-    scale = spread.diagonal().mean()
-    if scale <= 0.0:
-        share = spread.new_zeros(int(gone.sum()), int(stays.sum()))
-    else:
-        among = spread[stays][:, stays]
-        among.diagonal().add_(_RIDGE * scale)
-        share = torch.linalg.solve(among, spread[stays][:, gone]).T
-    return share, mean[gone] - share @ mean[stays]
+def spread_of(module: nn.Module, name: str, moment: Tensor) -> Tensor:
+    """What the inputs of a layer are predicted by: their covariance, or their second moment; shape (inputs, inputs).
+
+    Args:
+        module: the network.
+        name: of the layer's weight.
+        moment: of its inputs.
+    """
+    moment = moment.double()
+    if not offset_is_free(module, name):
+        return moment[:-1, :-1]
+    return moment[:-1, :-1] - torch.outer(moment[-1, :-1], moment[-1, :-1])
+
+
+def offset_is_free(module: nn.Module, name: str) -> bool:
+    """Whether a constant is taken up behind a layer: by its bias, or behind a convolution by batch normalization."""
+    layer, _, own = name.rpartition(".")
+    part = module.get_submodule(layer)
+    if _bias(part, own) is not None:
+        return True
+    normalizes = any(isinstance(other, nn.modules.batchnorm._BatchNorm) for other in module.modules())
+    return normalizes and isinstance(part, nn.modules.conv._ConvNd)
+
+
+def ridged(spread: Tensor) -> Tensor:
+    """A copy with a thousandth of its mean on top of its diagonal."""
+    found = spread.clone()
+    found.diagonal().add_(_RIDGE * spread.diagonal().mean())
+    return found
+
+
+def _bias(part: nn.Module, own: str) -> Tensor | None:
+    """What can take up an offset: "bias_ih_l0" goes with "weight_ih_l0".
+
+    Of a transposed convolution not every output sees every place of the kernel, so that its bias cannot.
+    """
+    if isinstance(part, nn.modules.conv._ConvTransposeNd):
+        return None
+    return part._parameters.get(own.replace("weight", "bias"))
+
+
+def _prediction(spread: Tensor, stays: Tensor, gone: Tensor) -> Tensor:
+    """A of the module's formula, shape (gone, stays); zeros where nothing varies."""
+    if spread.diagonal().sum() <= 0.0:
+        return spread.new_zeros(int(gone.sum()), int(stays.sum()))
+    solved: Tensor = torch.linalg.solve(ridged(spread)[stays][:, stays], spread[stays][:, gone])
+    return solved.T

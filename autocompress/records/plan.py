@@ -21,10 +21,20 @@ from autocompress.records.training import (
 
 #: How channels, or single weights, are scored. `WEIGHT_CRITERIA` score single weights as well as channels or alone.
 Criterion = Literal[
-    "magnitude", "l1", "lamp", "bn_scale", "fpgm", "taylor", "taylor_activation", "hessian", "f_statistic", "random"
+    "magnitude",
+    "l1",
+    "lamp",
+    "bn_scale",
+    "fpgm",
+    "taylor",
+    "taylor_activation",
+    "hessian",
+    "f_statistic",
+    "obs",
+    "random",
 ]
 CHANNEL_CRITERIA: frozenset[str] = frozenset(
-    {"magnitude", "l1", "bn_scale", "fpgm", "taylor", "taylor_activation", "hessian", "f_statistic", "random"}
+    {"magnitude", "l1", "bn_scale", "fpgm", "taylor", "taylor_activation", "hessian", "f_statistic", "obs", "random"}
 )
 WEIGHT_CRITERIA: frozenset[str] = frozenset({"magnitude", "lamp", "taylor", "hessian", "random"})
 Reduction = Literal["mean", "sum", "max", "prod"]

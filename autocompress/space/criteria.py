@@ -38,10 +38,10 @@ def check_criteria(strategies: Sequence[Strategy], criteria: Sequence[Criterion]
 def effective_reduction(group: Group, criterion: Criterion, reduction: Reduction) -> Reduction:
     """The reduction that ranks a group's units alike and is named first.
 
-    A sum ranks as a mean does. With a single scored layer or normalization there is nothing to reduce, and random
-    scores are drawn once for the whole group.
+    A sum ranks as a mean does. With a single scored layer or normalization there is nothing to reduce; ``obs`` and
+    random scores are of the whole group at once.
     """
-    if criterion == "random" or reduction == "sum":
+    if criterion in ("obs", "random") or reduction == "sum":
         return "mean"
     if criterion in _OF_LAYERS:
         parts = len(group.layers)

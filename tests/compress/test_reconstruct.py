@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from toy_moments import Joined, correlated, mlp, moments_of
 
 from autocompress.compress.moments import InputMoments, input_axis
 from autocompress.compress.prune import cut_channels, follow_statistics
@@ -21,35 +22,14 @@ from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
 from autocompress.compress.train import recalibrate_bn
 from autocompress.models.resnet import resnet_cifar
-from autocompress.records import ChannelCut, Structure
+from autocompress.records import ChannelCut
 from autocompress.task import Task
-
-
-def correlated(n: int, *shape: int, seed: int = 0, rank: int = 4) -> Tensor:
-    """Inputs of few sources, as those of a trained network: shape (n, *shape), channels first."""
-    g = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(shape[0], rank, generator=g)
-    sources = torch.randn(n, rank, *shape[1:], generator=g)
-    noise = torch.randn(n, *shape, generator=g)
-    return torch.einsum("cr,nr...->nc...", mixing, sources) + 0.1 * noise + 1.0
-
-
-def moments_of(module: nn.Module, structure: Structure, *inputs: Tensor) -> dict[str, Tensor]:
-    with InputMoments(module, structure, len(inputs), seed=0) as found, torch.no_grad():
-        for some in inputs:
-            module(some)
-    return found.by_parameter()
 
 
 def task_of(inputs: Tensor, targets: Tensor) -> Task:
     data = TensorDataset(inputs, targets)
     splits: dict[str, Any] = dict.fromkeys(("train", "validation", "selection", "test"), data)
     return Task(name="t", model=nn.Identity, **splits)
-
-
-def mlp(hidden: int = 12, *, bias: bool = True) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 3, bias=bias)).eval()
 
 
 @given(st.integers(0, 50), st.integers(2, 11), st.booleans())
@@ -124,17 +104,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.lstm(torch.relu(self.first(x)))[0])
-
-
-class Joined(nn.Module):
-    """Two groups side by side in front of one layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.last = nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(6, 8, 1), nn.Conv2d(20, 5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(torch.cat([self.a(x), self.b(x)], dim=1))).mean(dim=(2, 3))
 
 
 def transposed() -> nn.Module:

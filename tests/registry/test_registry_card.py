@@ -76,8 +76,8 @@ def test_a_stranger_finds_every_fact_on_the_page(card: EvidenceCard) -> None:
         "`lstm`: recurrent layers are not cut",
         "20 rounds",
         "Test CPU, 2 cores, 8 GB",
-        "Recovery: 4 epochs on the training split, with the dense model as teacher; schedule: one-shot. Layers behind the "
-        "cuts were refitted by least squares before.",
+        "Recovery: 4 epochs on the training split, with the dense model as teacher; schedule: one-shot. Layers behind "
+        "the cuts were refitted by least squares before.",
         "| test | 297 | opened once, after all selection |",
         "`autocompress.tasks.digits:digits(seed=0)`",
         "Seed: 7",

@@ -69,8 +69,10 @@ def starting_point(bench: Workbench) -> dict[str, ParamValue]:
 
 
 def inherited(bench: Workbench, suggester: Any) -> Plan:
-    """A plan of the space as a script carries it out: what stays keeps its weights, refitted behind no cut."""
-    return effective(bench.space.plan(bench.space.suggest(suggester)).model_copy(update={"reconstruction": "none"}))
+    """A plan of the space as a script carries it out: cut by Taylor scores, and refitted behind no cut."""
+    plan = bench.space.plan(bench.space.suggest(suggester))
+    cuts = tuple(cut.model_copy(update={"criterion": "taylor"}) for cut in plan.cuts)
+    return effective(plan.model_copy(update={"cuts": cuts, "reconstruction": "none"}))
 
 
 def eight_bits(bench: Workbench) -> Plan:
