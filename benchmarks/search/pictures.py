@@ -24,6 +24,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "ours-no-seeds": ("#5aa0d8", "--"),
     "ours-no-rungs": ("#5aa0d8", ":"),
     "ours-no-surrogate": ("#5aa0d8", "-."),
+    "ours-no-reconstruction": ("#5aa0d8", "-"),
     "optuna-tpe": ("#d1590c", "-"),
     "optuna-nsga2": ("#d1590c", "--"),
     "random": ("#8c8c8c", "-"),

@@ -92,12 +92,15 @@ class Work:
             name: its folder below ``<output>/<work>``, which it shares with no other: any study beside it would take
                 up its model of the latency, which would be in nobody's time.
             seed: root of its random streams.
-            settings: ``search`` and others; one worker and the work's recovery unless they say otherwise. ``space``:
-                what is other in the work's space.
+            settings: ``search`` and others; one worker and the work's recovery unless they say otherwise. ``plain``:
+                whether units are chosen by Taylor scores, and no layer behind a cut is refitted.
         """
         given = dict(settings or {})
         search = {"workers": 1, "recovery_epochs": self.own_epochs, **given.pop("search", {})}
-        space = load_space(str(HERE / "spaces" / f"{self.name}.yaml")).model_copy(update=given.pop("space", {}))
+        space = load_space(str(HERE / "spaces" / f"{self.name}.yaml"))
+        if given.pop("plain", False):
+            groups = space.groups.model_copy(update={"criterion": ("taylor",)})
+            space = space.model_copy(update={"groups": groups, "reconstruction": ("none",)})
         return Study(
             name=name,
             seed=seed,

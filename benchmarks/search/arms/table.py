@@ -41,7 +41,7 @@ ARMS = {
     "ours-no-seeds": Arm("ours without seeds"),
     "ours-no-rungs": Arm("ours without rungs"),
     "ours-no-surrogate": Arm("ours without surrogate"),
-    "ours-no-reconstruction": Arm("ours without reconstruction"),
+    "ours-no-reconstruction": Arm("ours, cut as a script cuts"),
 }
 
 
