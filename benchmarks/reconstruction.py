@@ -147,7 +147,7 @@ def main() -> None:
             for arm in ARMS:
                 asked = plan(structure, share, everywhere, schedule, arm)
                 kept.get(f"{cut}, {words}, {named(arm)}", partial(bench.accuracies, asked, epochs))
-    (HERE / "results.md").write_text(report(kept))
+                (HERE / "results.md").write_text(report(kept))
 
 
 if __name__ == "__main__":
