@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from autocompress.compress.hooked import Hooked
 from autocompress.inputs import forward
 from autocompress.task import fetch
 
@@ -46,7 +45,7 @@ class _Axes:
         return moved.reshape(len(moved) // self.repeats, -1, moved.shape[-1]).transpose(1, 2)
 
 
-class Activations:
+class Activations(Hooked):
     """Hooks at every convolution, linear, embedding and recurrent layer, and at every normalization with a scale.
 
     A context manager: the hooks are there inside. Several calls of a layer in one forward pass count as more positions.
@@ -59,9 +58,9 @@ class Activations:
             module: in evaluation mode; gets hooks inside the context only.
             data: where an example comes from.
         """
+        super().__init__()
         self._layers = {name: part for name, part in module.named_modules() if _is_watched(part)}
         self._axes = self._find_axes(module, data)
-        self._handles: list[RemovableHandle] = []
         self._effects: dict[str, Tensor] = {}
         self._means: dict[str, tuple[Tensor, int]] = {}
         self._examples = 0
@@ -70,14 +69,8 @@ class Activations:
 
     def __enter__(self) -> Activations:
         for name in self._axes:
-            self._handles.append(self._layers[name].register_forward_hook(self._watch(name)))
+            self.handles.append(self._layers[name].register_forward_hook(self._watch(name)))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     @contextmanager
     def batch(self, targets: Tensor) -> Iterator[None]:

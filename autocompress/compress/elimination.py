@@ -55,8 +55,7 @@ def elimination_scores(module: nn.Module, units: Units, moments: Mapping[str, Te
     behind = []
     digest = hashlib.blake2b()
     for (name, axis), positions in units.positions.items():
-        layer, _, own = name.rpartition(".")
-        if name in moments and input_axis(module.get_submodule(layer), own) == axis:
+        if name in moments and input_axis(module, name) == axis:
             weight = module.get_parameter(name).detach().movedim(axis, -1)
             behind.append((weight.reshape(-1, weight.shape[-1]), name, positions))
             for part in (behind[-1][0].float(), moments[name], positions):
@@ -74,7 +73,7 @@ def elimination_scores(module: nn.Module, units: Units, moments: Mapping[str, Te
     return _known[key].clone()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Layer:
     """A layer behind the group, as far as it reads the group's units; all of them at first.
 
@@ -132,7 +131,7 @@ def _eliminated(layers: list[_Layer]) -> Tensor:
         count = max(1, len(alive) // _SHARE)
         nearest = _costs(layers).argsort(stable=True)[: 2 * count]
         small, left, gone = [layer.among(nearest) for layer in layers], nearest, []
-        for _ in range(min(count, len(alive))):
+        for _ in range(count):
             costs = _costs(small)
             first = int(costs.argmin())
             lost += max(0.0, float(costs[first]))

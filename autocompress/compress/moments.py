@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
+from autocompress.compress.hooked import Hooked
 from autocompress.records import Structure
 from autocompress.rng import derive_seed
 
@@ -26,12 +25,12 @@ _PER_INPUT, _LEAST = 4, 4096
 _MOST_INPUTS = 4096
 
 
-def input_axis(part: nn.Module, parameter: str) -> int | None:
+def input_axis(module: nn.Module, parameter: str) -> int | None:
     """Axis of a layer's weight along which the channels of its input lie, each for itself; None if there is none.
 
     Args:
-        part: the layer.
-        parameter: its own name of the weight.
+        module: the network, or the layer itself.
+        parameter: name of the weight in it.
 
     Examples:
         >>> input_axis(nn.Conv2d(4, 8, 3), "weight"), input_axis(nn.ConvTranspose2d(4, 8, 3), "weight")
@@ -39,16 +38,18 @@ def input_axis(part: nn.Module, parameter: str) -> int | None:
         >>> input_axis(nn.Conv2d(8, 8, 3, groups=8), "weight") is None
         True
     """
+    layer, _, own = parameter.rpartition(".")
+    part = module.get_submodule(layer)
     if isinstance(part, nn.modules.conv._ConvNd):
         transposed = isinstance(part, nn.modules.conv._ConvTransposeNd)
-        return int(not transposed) if parameter == "weight" and part.groups == 1 else None
+        return int(not transposed) if own == "weight" and part.groups == 1 else None
     if isinstance(part, nn.Linear):
-        return 1 if parameter == "weight" else None
+        return 1 if own == "weight" else None
     # Of stacked recurrent layers only the lowest sees the module's input.
-    return 1 if isinstance(part, nn.RNNBase) and parameter.startswith("weight_ih_l0") else None
+    return 1 if isinstance(part, nn.RNNBase) and own.startswith("weight_ih_l0") else None
 
 
-class InputMoments:
+class InputMoments(Hooked):
     r"""Hooks at the layers whose inputs a structure can cut: the mean of :math:`\tilde x \tilde x^T`.
 
     With :math:`\tilde x = (x, 1)` of the inputs x at one position: the 1 behind them gives their means, in the last row
@@ -63,34 +64,27 @@ class InputMoments:
     """
 
     def __init__(self, module: nn.Module, structure: Structure, batches: int, seed: int) -> None:
+        super().__init__()
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         owners = Counter(id(module.get_parameter(name)) for name in names)
         self._layers: dict[str, nn.Module] = {}
         self._parameters: dict[str, list[str]] = {}
         for parameter, axis in dict.fromkeys((u.parameter, u.axis) for g in structure.groups for u in g.uses):
-            layer, _, own = parameter.rpartition(".")
-            part = module.get_submodule(layer)
-            if input_axis(part, own) != axis or owners[id(module.get_parameter(parameter))] > 1:
+            if input_axis(module, parameter) != axis or owners[id(module.get_parameter(parameter))] > 1:
                 continue
             if module.get_parameter(parameter).shape[axis] <= _MOST_INPUTS:
-                self._layers[layer] = part
+                layer = parameter.rpartition(".")[0]
+                self._layers[layer] = module.get_submodule(layer)
                 self._parameters.setdefault(layer, []).append(parameter)
         self._batches = batches
         self._generator = torch.Generator().manual_seed(derive_seed(seed, "moments"))
         self._sums: dict[str, Tensor] = {}
         self._positions: Counter[str] = Counter()
-        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> InputMoments:
         for name, part in self._layers.items():
-            self._handles.append(part.register_forward_pre_hook(self._watch(name), with_kwargs=True))
+            self.handles.append(part.register_forward_pre_hook(self._watch(name), with_kwargs=True))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def by_parameter(self) -> dict[str, Tensor]:
         """Name of a weight -> mean over positions, shape (inputs + 1, inputs + 1), single precision."""

@@ -40,11 +40,9 @@ def reconstruct(module: nn.Module, kept: Mapping[tuple[str, int], Tensor], momen
         moments: of the inputs by parameter, as of `InputMoments`; a layer without is left as it is.
     """
     for (name, axis), stays in kept.items():
-        layer, _, own = name.rpartition(".")
-        part = module.get_submodule(layer)
-        if name not in moments or input_axis(part, own) != axis:
+        if name not in moments or input_axis(module, name) != axis:
             continue
-        weight, bias = module.get_parameter(name).data, _bias(part, own)
+        weight, bias = module.get_parameter(name).data, _bias(module, name)
         spread = spread_of(module, name, moments[name].to(weight.device))
         gone = torch.ones(weight.shape[axis], dtype=torch.bool, device=weight.device)
         gone[stays.to(weight.device)] = False
@@ -75,10 +73,9 @@ def spread_of(module: nn.Module, name: str, moment: Tensor) -> Tensor:
 
 def offset_is_free(module: nn.Module, name: str) -> bool:
     """Whether a constant is taken up behind a layer: by its bias, or behind a convolution by batch normalization."""
-    layer, _, own = name.rpartition(".")
-    part = module.get_submodule(layer)
-    if _bias(part, own) is not None:
+    if _bias(module, name) is not None:
         return True
+    part = module.get_submodule(name.rpartition(".")[0])
     normalizes = any(isinstance(other, nn.modules.batchnorm._BatchNorm) for other in module.modules())
     return normalizes and isinstance(part, nn.modules.conv._ConvNd)
 
@@ -90,11 +87,13 @@ def ridged(spread: Tensor) -> Tensor:
     return found
 
 
-def _bias(part: nn.Module, own: str) -> Tensor | None:
-    """What can take up an offset: "bias_ih_l0" goes with "weight_ih_l0".
+def _bias(module: nn.Module, name: str) -> Tensor | None:
+    """What can take up an offset behind a weight: "bias_ih_l0" goes with "weight_ih_l0".
 
     Of a transposed convolution not every output sees every place of the kernel, so that its bias cannot.
     """
+    layer, _, own = name.rpartition(".")
+    part = module.get_submodule(layer)
     if isinstance(part, nn.modules.conv._ConvTransposeNd):
         return None
     return part._parameters.get(own.replace("weight", "bias"))
