@@ -87,7 +87,7 @@ def load(options: argparse.Namespace, depth: int) -> Subject:
     dense = task.build().eval()
     example = task.example_input()
     structure = find_structure(dense, example)
-    statistics = collect_statistics(dense, task, batches=32, batch_size=128, seed=0)
+    statistics = collect_statistics(dense, task, structure, batches=32, batch_size=128, seed=0)
     return Subject(task, dense, structure, statistics, sum(layer_calls(dense, example).values()))
 
 
@@ -171,7 +171,7 @@ def section(options: argparse.Namespace, kept: Kept, goal: Goal, epochs: float) 
     found = {}
     for scope, criterion in CANDIDATES:
         cuts, _ = cuts_for(subject, goal.speedup, scope, criterion)
-        plan = Plan(cuts=cuts)
+        plan = Plan(cuts=cuts, reconstruction="none")
         short = kept.get(
             f"{name} choose {scope} {criterion}", lambda p=plan: run(subject, p, options.choose_epochs, "validation")
         )
@@ -182,13 +182,13 @@ def section(options: argparse.Namespace, kept: Kept, goal: Goal, epochs: float) 
     scope, criterion = max(found, key=lambda key: found[key])
     say(f"{name}: chosen by validation: {scope} {criterion}")
     chosen, _ = cuts_for(subject, goal.speedup, scope, criterion)
-    arms = {f"chosen: {scope} {criterion}": Plan(cuts=chosen)}
+    arms = {f"chosen: {scope} {criterion}": Plan(cuts=chosen, reconstruction="none")}
     for baseline in goal.baselines:
         if baseline == "the chosen shape from scratch":
             arms[baseline] = Plan(cuts=chosen, schedule=FromScratch(), distillation=NoDistillation())
         else:
             uniform, _ = cuts_for(subject, goal.speedup, "uniform", baseline.removeprefix("uniform "))
-            arms[baseline] = Plan(cuts=uniform)
+            arms[baseline] = Plan(cuts=uniform, reconstruction="none")
     rows = [["dense, published weights", f"{dense['macs'] / 1e6:.1f}", "1.00", f"{100 * dense['test']:.2f}", ""]]
     for arm, plan in arms.items():
         result = kept.get(f"{name} {arm}, {epochs:g} epochs", lambda p=plan: run(subject, p, epochs, "test"))

@@ -98,6 +98,11 @@ BAD_STUDIES = [
         "max_failures: 1.5",
         "study.yaml:13: search.max_failures: expected a finite number > 0.0 and <= 1.0, got 1.5",
     ),
+    (
+        "recovery_epochs: 1e-1",
+        "time_s: 0",
+        "study.yaml:13: search.time_s: expected a finite number > 0.0 or null, got 0",
+    ),
     ("recovery_epochs: 1e-1", "storage: user:pass@host", "study.yaml:13: search.storage: expected null or an address"),
     (
         "kind: nsga2",
@@ -151,6 +156,16 @@ BAD_STUDIES = [
         "{accuracy: {min: 0.8}",
         "{accuracy: {}",
         "study.yaml:9: constraints.accuracy: expected min, max or both, got neither",
+    ),
+    (
+        "{accuracy: {min: 0.8}",
+        "{accuracy: {min: 0.9, max: 0.8}",
+        "study.yaml:9: constraints.accuracy: expected min <= max, got min 0.9 and max 0.8",
+    ),
+    (
+        "{max: 100000}",
+        "{max: 0}",
+        "study.yaml:9: constraints: expected size_bytes.max > 0, as size_bytes never is 0, got 0",
     ),
     (
         "kind: onnxruntime-cpu",
@@ -430,6 +445,8 @@ def test_metrics_become_objectives_and_bounds_in_their_natural_sign(folder: Path
         ("latency_ms]", "neg_log_loss]", "(did you mean 'log_loss'?), got 'neg_log_loss'"),
         ("{accuracy: {min: 0.8}", "{log_los: {max: 1}", "study.yaml:9: constraints.log_los: expected 'accuracy', "),
         ("size_bytes: {max: 100000}", "size_bytes: {max: -1}", "expected size_bytes.max >= 0, as size_bytes is never"),
+        ("{accuracy: {min: 0.8}", "{f1_macro: {min: 80}", "expected f1_macro.min <= 1, the best f1_macro that there"),
+        ("{accuracy: {min: 0.8}", "{log_loss: {max: -1}", "expected log_loss.max >= 0, the best log_loss that there"),
         ("- f1_macro", "- f1_makro", "study.yaml:17: measure.metrics[0].scorer: expected a scorer of scikit-learn"),
         ("- f1_macro", "- f1_makro", "(did you mean 'f1_macro'?), got 'f1_makro'"),
         ("- f1_macro", "- neg_log_loss", "measure.metrics: expected metrics of distinct names, got log_loss, log_loss"),

@@ -120,7 +120,7 @@ def status(study: StudyArgument, changes: SetOption = None, as_json: JsonOption 
 
 @app.command()
 def front(study: StudyArgument, changes: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show the final front: objectives with intervals, plan, registered version, sha256.
+    """Show the final front, or a search's so far: objectives with intervals, plan, registered version, sha256.
 
     Example: `autocompress front digits --json`
     """

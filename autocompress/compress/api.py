@@ -16,7 +16,7 @@ from autocompress.compress.factorize import rank_for_energy
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.compress.structure import find_structure
 from autocompress.errors import ConfigError, TaskError
-from autocompress.records import Plan, Structure
+from autocompress.records import Plan, Structure, starts_untrained
 from autocompress.rng import derive_seed
 from autocompress.space.plan_file import load_plan
 from autocompress.task import Recipe, Task
@@ -100,7 +100,7 @@ def compress(
         )
     if statistics is None:
         criteria = {cut.criterion for cut in asked.cuts} | {mask.criterion for mask in asked.masks}
-        refits = bool(asked.cuts) and asked.reconstruction != "none"
+        refits = bool(asked.cuts) and asked.reconstruction != "none" and not starts_untrained(asked)
         statistics = Statistics({})
         if refits or not _OF_DATA.isdisjoint(criteria):
             statistics = collect_statistics(module, task, structure, seed=derive_seed(seed, "statistics"))

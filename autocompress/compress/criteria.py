@@ -177,7 +177,7 @@ def obs(module: nn.Module, units: Units, statistics: Statistics, generator: torc
     magnitude.
 
     Returns:
-        Shape (width,), a share in [0, 1].
+        Shape (width,), a share from 0 to about 1.
     """
     found = elimination_scores(module, units, statistics.moments)
     return magnitude(module, units, statistics, generator) if found is None else {units.group.name: found}

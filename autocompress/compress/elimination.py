@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.moments import input_axis
+from autocompress.compress.moments import MOST_INPUTS, Moment, input_axis
 from autocompress.compress.reconstruct import offset_is_free, ridged, spread_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ _known: OrderedDict[bytes, Tensor] = OrderedDict()
 
 
 @torch.no_grad()
-def elimination_scores(module: nn.Module, units: Units, moments: Mapping[str, Tensor]) -> Tensor | None:
+def elimination_scores(module: nn.Module, units: Units, moments: Mapping[str, Moment]) -> Tensor | None:
     """What share of the outputs behind a group is lost once a unit and all that go before it are gone.
+
+    A layer that reads the group without being known by its inputs, as a recurrent one its own hidden units, is taken
+    to read inputs of equal spread that tell nothing of each other; beyond 4096 of them it is left out.
 
     Args:
         module: the network as it is now.
@@ -50,27 +53,61 @@ def elimination_scores(module: nn.Module, units: Units, moments: Mapping[str, Te
         moments: of the inputs by parameter, as of `InputMoments`.
 
     Returns:
-        Shape (width,), in [0, 1], the mean over the layers behind the group; None if of none the inputs are known.
+        Shape (width,), from 0 to about 1, the mean over the layers behind the group; None if of none the inputs are
+        known.
     """
-    behind = []
-    digest = hashlib.blake2b()
-    for (name, axis), positions in units.positions.items():
-        if name in moments and input_axis(module, name) == axis:
-            weight = module.get_parameter(name).detach().movedim(axis, -1)
-            behind.append((weight.reshape(-1, weight.shape[-1]), name, positions))
-            for part in (behind[-1][0].float(), moments[name], positions):
-                digest.update(part.contiguous().cpu().numpy().tobytes())
-            digest.update(bytes([offset_is_free(module, name)]))
-    if not behind:
+    behind = [
+        _Read(name, module.get_parameter(name).detach().movedim(axis, -1).flatten(0, -2), positions)
+        for (name, axis), positions in units.positions.items()
+        if _reads(module, name, axis)
+    ]
+    if not any(read.name in moments for read in behind):
         return None
+    digest = hashlib.blake2b()
+    for read in behind:
+        parts, flags = [read.weight.float(), read.positions], [0]
+        if read.name in moments:
+            moment = moments[read.name]
+            parts += [moment.mean, moment.covariance]
+            flags = [1, moment.positions, int(offset_is_free(module, read.name, moment))]
+        for part in (*parts, torch.tensor(flags)):
+            digest.update(part.contiguous().cpu().numpy().tobytes())
     key = digest.digest()
     if key not in _known:
-        given = [(weight, spread_of(module, name, moments[name]), positions) for weight, name, positions in behind]
-        layers = [_Layer.of(*(part.cpu() for part in layer)) for layer in given if layer[1].diagonal().sum() > 0.0]
+        layers = [layer for read in behind if (layer := read.layer(module, moments.get(read.name))) is not None]
         _known[key] = _eliminated(layers) if layers else torch.zeros(units.group.width, dtype=torch.float64)
         while len(_known) > _REMEMBERED:
             _known.popitem(last=False)
+    _known.move_to_end(key)
     return _known[key].clone()
+
+
+def _reads(module: nn.Module, name: str, axis: int) -> bool:
+    """Whether a layer takes the group's units along this axis, and mixes them."""
+    layer, _, own = name.rpartition(".")
+    hidden = isinstance(module.get_submodule(layer), nn.RNNBase) and own.startswith("weight") and axis == 1
+    mixes = hidden or input_axis(module, name) == axis
+    return mixes and module.get_parameter(name).shape[axis] <= MOST_INPUTS
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A weight behind the group: its name, its values of shape (outputs, inputs), and each unit's inputs."""
+
+    name: str
+    weight: Tensor
+    positions: Tensor
+
+    def layer(self, module: nn.Module, moment: Moment | None) -> _Layer | None:
+        """What is needed of it; None where nothing varies."""
+        inputs = self.weight.shape[1]
+        spread = torch.eye(inputs, dtype=torch.float64)
+        if moment is not None:
+            spread = spread_of(module, self.name, moment).cpu()
+        if spread.diagonal().sum() <= 0.0:
+            return None
+        inverse = torch.linalg.inv(ridged(spread, moment.positions if moment is not None else 4 * inputs))
+        return _Layer.of(self.weight.cpu(), spread, inverse, self.positions.cpu())
 
 
 @dataclass(frozen=True)
@@ -88,11 +125,11 @@ class _Layer:
     energy: float
 
     @classmethod
-    def of(cls, weight: Tensor, spread: Tensor, positions: Tensor) -> _Layer:
+    def of(cls, weight: Tensor, spread: Tensor, inverse: Tensor, positions: Tensor) -> _Layer:
         """From all inputs of the layer: those of other groups stay, and stand in as well."""
         n, k = positions.shape
         at, weight = positions.flatten(), weight.double()
-        inverse = torch.linalg.inv(ridged(spread))[at][:, at]
+        inverse = inverse[at][:, at]
         energy = float(((weight @ spread) * weight).sum())
         return cls(weight[:, at].reshape(-1, n, k), inverse.reshape(n, k, n, k), max(energy, 1e-30))
 

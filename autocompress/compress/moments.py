@@ -1,4 +1,4 @@
-"""Second moments of what flows into a network's layers: from them follows how those that stay can stand in for others.
+"""Means and covariances of what flows into a network's layers: how those that stay can stand in for others.
 
 They are taken along with the other statistics, from a sample of positions, so that they cost little beside a pass.
 """
@@ -6,8 +6,10 @@ They are taken along with the other statistics, from a sample of positions, so t
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +23,31 @@ from autocompress.rng import derive_seed
 
 #: Positions that moments rest on, for each input of the layer, and for any layer.
 _PER_INPUT, _LEAST = 4, 4096
-#: Inputs beyond which a layer has none: its matrix would be larger than most networks.
-_MOST_INPUTS = 4096
+#: Inputs beyond which a layer has none, and numbers in all of them together: more would be larger than most networks.
+MOST_INPUTS, _MOST_NUMBERS = 4096, 1 << 28
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is known of a layer's inputs, of one position each.
+
+    Attributes:
+        mean: shape (inputs,).
+        covariance: shape (inputs, inputs).
+        positions: how many both rest on.
+        axis: of the layer's weight along which its inputs lie.
+        normalized: whatever the layer returned went into a batch normalization at once.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    positions: int
+    axis: int
+    normalized: bool
+
+    def among(self, left: Tensor) -> Moment:
+        """Of the inputs of these indices."""
+        return replace(self, mean=self.mean[left], covariance=self.covariance[left][:, left])
 
 
 def input_axis(module: nn.Module, parameter: str) -> int | None:
@@ -50,46 +75,64 @@ def input_axis(module: nn.Module, parameter: str) -> int | None:
 
 
 class InputMoments(Hooked):
-    r"""Hooks at the layers whose inputs a structure can cut: the mean of :math:`\tilde x \tilde x^T`.
+    """Hooks at the layers whose inputs a structure can cut: the `Moment` of each.
 
-    With :math:`\tilde x = (x, 1)` of the inputs x at one position: the 1 behind them gives their means, in the last row
-    and column. A context manager: the hooks are there inside. A layer whose weight another one shares has none, nor
-    one with more than 4096 inputs.
+    A context manager: the hooks are there inside. A layer whose weight another one shares has none, nor one with more
+    than 4096 inputs; and of what would be more than 1 GiB together the largest have none.
 
     Args:
         module: gets hooks inside the context only.
         structure: whose groups are cut.
         batches: in how many the examples come.
-        seed: of the sample of positions, 4 for each input of a layer, at least 4096, of all batches together.
+        seed: of the sample of positions of all batches together, 4 for each input of a layer and at least 4096, or
+            all that there are. Of few positions `autocompress.compress.reconstruct` makes the less.
     """
 
     def __init__(self, module: nn.Module, structure: Structure, batches: int, seed: int) -> None:
         super().__init__()
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         owners = Counter(id(module.get_parameter(name)) for name in names)
-        self._layers: dict[str, nn.Module] = {}
-        self._parameters: dict[str, list[str]] = {}
-        for parameter, axis in dict.fromkeys((u.parameter, u.axis) for g in structure.groups for u in g.uses):
-            if input_axis(module, parameter) != axis or owners[id(module.get_parameter(parameter))] > 1:
-                continue
-            if module.get_parameter(parameter).shape[axis] <= _MOST_INPUTS:
-                layer = parameter.rpartition(".")[0]
-                self._layers[layer] = module.get_submodule(layer)
-                self._parameters.setdefault(layer, []).append(parameter)
+        uses = dict.fromkeys((u.parameter, u.axis) for g in structure.groups for u in g.uses)
+        read = [
+            (module.get_parameter(parameter).shape[axis], parameter, axis)
+            for parameter, axis in uses
+            if input_axis(module, parameter) == axis and owners[id(module.get_parameter(parameter))] == 1
+        ]
+        self._module = module
+        self._axes: dict[str, dict[str, int]] = {}
+        left = _MOST_NUMBERS
+        for inputs, parameter, axis in sorted(read):
+            left -= inputs**2
+            if inputs <= MOST_INPUTS and left >= 0:
+                self._axes.setdefault(parameter.rpartition(".")[0], {})[parameter] = axis
         self._batches = batches
         self._generator = torch.Generator().manual_seed(derive_seed(seed, "moments"))
-        self._sums: dict[str, Tensor] = {}
-        self._positions: Counter[str] = Counter()
+        self._sums: dict[str, _Sums] = {}
+        # What each layer returned last, and how often that had been written to.
+        self._returned: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._calls: Counter[str] = Counter()
+        self._normalized: Counter[str] = Counter()
 
     def __enter__(self) -> InputMoments:
-        for name, part in self._layers.items():
+        for name in self._axes:
+            part = self._module.get_submodule(name)
             self.handles.append(part.register_forward_pre_hook(self._watch(name), with_kwargs=True))
+            self.handles.append(part.register_forward_hook(self._remember(name)))
+        for part in self._module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                self.handles.append(part.register_forward_pre_hook(self._recognize))
         return self
 
-    def by_parameter(self) -> dict[str, Tensor]:
-        """Name of a weight -> mean over positions, shape (inputs + 1, inputs + 1), single precision."""
-        means = {name: (total / self._positions[name]).float() for name, total in self._sums.items()}
-        return {parameter: means[name] for name in means for parameter in self._parameters[name]}
+    def by_parameter(self) -> dict[str, Moment]:
+        """Name of a weight -> the moment of its inputs, in single precision."""
+        found = {}
+        for layer, sums in self._sums.items():
+            first = sums.first / sums.positions
+            mean, covariance = sums.shift + first, sums.second / sums.positions - torch.outer(first, first)
+            normalized = self._normalized[layer] == self._calls[layer]
+            for parameter, axis in self._axes[layer].items():
+                found[parameter] = Moment(mean.float(), covariance.float(), sums.positions, axis, normalized)
+        return found
 
     def _watch(self, name: str) -> Any:
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -100,12 +143,41 @@ class InputMoments(Hooked):
             if len(values) > wanted:
                 chosen = torch.randint(len(values), (wanted,), generator=self._generator)
                 values = values[chosen.to(values.device)]
-            values = torch.nn.functional.pad(values, (0, 1), value=1.0)
-            product = (values.T @ values).double()
-            self._sums[name] = self._sums[name] + product if name in self._sums else product
-            self._positions[name] += len(values)
+            if len(values):
+                self._sums.setdefault(name, _Sums(values.mean(dim=0))).add(values)
 
         return hook
+
+    def _remember(self, name: str) -> Any:
+        def hook(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._calls[name] += 1
+            if isinstance(output, Tensor):
+                self._returned[name] = weakref.ref(output), output._version
+
+        return hook
+
+    def _recognize(self, part: nn.Module, args: tuple[Any, ...]) -> None:
+        for name, (reference, version) in self._returned.items():
+            returned = reference()
+            if returned is not None and args and args[0] is returned and returned._version == version:
+                self._normalized[name] += 1
+
+
+class _Sums:
+    """Of x - s and of their products, s near the mean: so what hardly varies keeps its digits."""
+
+    def __init__(self, shift: Tensor) -> None:
+        self.shift = shift.double()
+        self.first = torch.zeros_like(self.shift)
+        self.second = self.first.new_zeros(len(shift), len(shift))
+        self.positions = 0
+
+    def add(self, values: Tensor) -> None:
+        """Of shape (positions, inputs)."""
+        values = values - self.shift.float()
+        self.first += values.sum(dim=0).double()
+        self.second += (values.T @ values).double()
+        self.positions += len(values)
 
 
 def _positions(part: nn.Module, given: Iterable[Any]) -> Tensor | None:

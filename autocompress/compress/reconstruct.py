@@ -7,9 +7,12 @@ that goes be replaced by its best prediction from those that stay, :math:`\hat x
     W'_S = W_S + W_R A, \quad b' = b + W_R c, \qquad A = C_{RS} C_{SS}^{-1}, \quad c = m_R - A m_S,
 
 with m and C the mean and the covariance of x. That is the minimum of :math:`\mathbb E \lVert W x + b - W' x_S - b'
-\rVert^2`. A convolution does so at every place of its kernel, as each of them sees the same channels. Without a bias,
-what c adds is left to the batch normalization behind, which is recalibrated after a cut; in a network without one, c is
-0 and C the second moment. No gradient and no label is needed, nor a pass over data beyond the one of the statistics.
+\rVert^2`. A convolution does so at every place of its kernel, as each of them sees the same channels; only where it
+looks over the border, at zeros, its bias makes up for places that it does not see. Without a bias, what c adds is left
+to the batch normalization right behind, which is recalibrated after a cut; without one, c is 0 and C the second moment.
+Weights that are zero stay zero, as masks rest on them. No gradient and no label is needed, nor a pass over data beyond
+the one of the statistics: m and C are those of the network that they were taken of, also once it was trained or lost
+blocks.
 
 References:
     He, Zhang and Sun, 2017, "Channel Pruning for Accelerating Very Deep Neural Networks" (least squares behind a cut);
@@ -24,14 +27,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.moments import input_axis
+from autocompress.compress.moments import Moment, input_axis
 
-#: Added to the diagonal, as a share of its mean: what hardly varies predicts nothing.
-_RIDGE = 1e-3
+#: Added to the variances: a share of each, and next to nothing of their mean, for inputs that never vary.
+_RIDGE, _FLOOR = 1e-3, 1e-9
+#: Positions for each input below which the sample alone would predict too well; the most that is added then.
+_ENOUGH, _MOST = 4, 1e3
 
 
 @torch.no_grad()
-def reconstruct(module: nn.Module, kept: Mapping[tuple[str, int], Tensor], moments: Mapping[str, Tensor]) -> None:
+def reconstruct(module: nn.Module, kept: Mapping[tuple[str, int], Tensor], moments: Mapping[str, Moment]) -> None:
     """Refit the weights and biases behind a cut, in place; weights of the inputs that go stay as they are.
 
     Args:
@@ -43,21 +48,22 @@ def reconstruct(module: nn.Module, kept: Mapping[tuple[str, int], Tensor], momen
         if name not in moments or input_axis(module, name) != axis:
             continue
         weight, bias = module.get_parameter(name).data, _bias(module, name)
-        spread = spread_of(module, name, moments[name].to(weight.device))
+        spread = spread_of(module, name, moments[name]).to(weight.device)
         gone = torch.ones(weight.shape[axis], dtype=torch.bool, device=weight.device)
         gone[stays.to(weight.device)] = False
-        share = _prediction(spread, ~gone, gone)
+        share = _prediction(spread, moments[name].positions, ~gone, gone)
         inputs = weight.movedim(axis, -1)
         removed = inputs[..., gone].double()
         if bias is not None:
-            mean = moments[name][-1, :-1].to(weight.device).double()
+            mean = moments[name].mean.to(weight.device).double()
             offset = mean[gone] - share @ mean[~gone]
             # Over the kernel's places: all axes between outputs and inputs.
             bias.data += (removed @ offset).reshape(len(bias), -1).sum(dim=1).to(bias.dtype)
-        inputs[..., ~gone] += (removed @ share).to(weight.dtype)
+        left = inputs[..., ~gone]
+        inputs[..., ~gone] = (left + (removed @ share).to(weight.dtype)).masked_fill(left == 0.0, 0.0)
 
 
-def spread_of(module: nn.Module, name: str, moment: Tensor) -> Tensor:
+def spread_of(module: nn.Module, name: str, moment: Moment) -> Tensor:
     """What the inputs of a layer are predicted by: their covariance, or their second moment; shape (inputs, inputs).
 
     Args:
@@ -65,25 +71,39 @@ def spread_of(module: nn.Module, name: str, moment: Tensor) -> Tensor:
         name: of the layer's weight.
         moment: of its inputs.
     """
-    moment = moment.double()
-    if not offset_is_free(module, name):
-        return moment[:-1, :-1]
-    return moment[:-1, :-1] - torch.outer(moment[-1, :-1], moment[-1, :-1])
+    covariance, mean = moment.covariance.double(), moment.mean.double()
+    return covariance if offset_is_free(module, name, moment) else covariance + torch.outer(mean, mean)
 
 
-def offset_is_free(module: nn.Module, name: str) -> bool:
-    """Whether a constant is taken up behind a layer: by its bias, or behind a convolution by batch normalization."""
-    if _bias(module, name) is not None:
-        return True
-    part = module.get_submodule(name.rpartition(".")[0])
-    normalizes = any(isinstance(other, nn.modules.batchnorm._BatchNorm) for other in module.modules())
-    return normalizes and isinstance(part, nn.modules.conv._ConvNd)
+def offset_is_free(module: nn.Module, name: str, moment: Moment) -> bool:
+    """Whether a constant is taken up behind a layer: by its bias, or by the batch normalization right behind it."""
+    return moment.normalized or _bias(module, name) is not None
 
 
-def ridged(spread: Tensor) -> Tensor:
-    """A copy with a thousandth of its mean on top of its diagonal."""
-    found = spread.clone()
-    found.diagonal().add_(_RIDGE * spread.diagonal().mean())
+def ridged(spread: Tensor, positions: int) -> Tensor:
+    r"""A copy with a thousandth of each variance on top of it; of few positions, more: the sample is not the data.
+
+    With fewer than four positions for each input the share becomes, the fewer the more, that of oracle approximating
+    shrinkage of the correlations: :math:`\rho / (1 - \rho)`, :math:`\rho = \frac{1 + r}{(n + 1)(1 - r / p)}`, of n
+    positions and p inputs, of which r are independent by their correlations, :math:`r = p^2 / \lVert R \rVert_F^2`. So
+    inputs of few sources predict each other from a small sample too, and independent ones do not by chance.
+
+    Args:
+        spread: shape (inputs, inputs).
+        positions: that it rests on.
+
+    References:
+        Chen, Wiesel, Eldar and Hero, 2010, "Shrinkage Algorithms for MMSE Covariance Estimation".
+    """
+    found, variances = spread.clone(), spread.diagonal()
+    inputs, share = len(spread), _RIDGE
+    if positions < _ENOUGH * inputs:
+        deviations = variances.clamp_min(_FLOOR * float(variances.mean())).sqrt()
+        independent = inputs**2 / float((spread / torch.outer(deviations, deviations)).square().sum())
+        left = (positions + 1) * (1.0 - independent / inputs) - (1.0 + independent)
+        shrunk = (1.0 + independent) / left if left > 0.0 else _MOST
+        share += min(shrunk, _MOST) * (1.0 - positions / (_ENOUGH * inputs))
+    found.diagonal().add_(share * variances + _FLOOR * variances.mean())
     return found
 
 
@@ -99,9 +119,9 @@ def _bias(module: nn.Module, name: str) -> Tensor | None:
     return part._parameters.get(own.replace("weight", "bias"))
 
 
-def _prediction(spread: Tensor, stays: Tensor, gone: Tensor) -> Tensor:
+def _prediction(spread: Tensor, positions: int, stays: Tensor, gone: Tensor) -> Tensor:
     """A of the module's formula, shape (gone, stays); zeros where nothing varies."""
     if spread.diagonal().sum() <= 0.0:
         return spread.new_zeros(int(gone.sum()), int(stays.sum()))
-    solved: Tensor = torch.linalg.solve(ridged(spread)[stays][:, stays], spread[stays][:, gone])
+    solved: Tensor = torch.linalg.solve(ridged(spread, positions)[stays][:, stays], spread[stays][:, gone])
     return solved.T

@@ -291,7 +291,9 @@ def _own_statistics(module: nn.Module, work: _Work) -> Statistics | None:
     if not any(mask.criterion in _OF_GRADIENTS for mask in work.asked):
         return None
     with work.trainer.guard():
-        return collect_statistics(module, work.trainer.task, seed=derive_seed(work.seed, "statistics"))
+        # Masks are chosen by gradients; nothing is cut, so that no inputs have to be known.
+        nothing = Structure(groups=(), layers=())
+        return collect_statistics(module, work.trainer.task, nothing, seed=derive_seed(work.seed, "statistics"))
 
 
 def _cuts_of_round(

@@ -36,6 +36,7 @@ from autocompress.records import (
     Plan,
     SparseTraining,
     Structure,
+    starts_untrained,
 )
 from autocompress.rng import derive_seed
 from autocompress.task import Task, fetch, fixed_randomness, plain, size
@@ -180,7 +181,7 @@ class Stages:
                     self.statistics,
                     example=example,
                     seed=self._cut_seed,
-                    reconstruction=plan.reconstruction,
+                    reconstruction="none" if starts_untrained(plan) else plan.reconstruction,
                 )
                 module = factorize(module, plan.ranks)
             with timed(self.seconds, "recover"):

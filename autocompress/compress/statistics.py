@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.activations import Activations
 from autocompress.compress.fit import batches as iterate
-from autocompress.compress.moments import InputMoments
+from autocompress.compress.moments import InputMoments, Moment
 from autocompress.compress.state import load_tensors, save_tensors
 from autocompress.errors import CompressionError
 from autocompress.inputs import forward
@@ -48,7 +48,7 @@ class Statistics:
             z_m|` over the M positions of an output channel, averaged over examples, divided by the layer's ℓ2 norm.
         f_statistics: layer name -> shape (outputs,); see `f_statistic`.
         output_axes: layer name -> axis of its weight that `outputs` counts along, where this is not 0.
-        moments: parameter name -> shape (inputs + 1, inputs + 1), of the layer's inputs; see `InputMoments`.
+        moments: parameter name -> means and covariances of its layer's inputs; see `InputMoments`.
     """
 
     gradients: Mapping[str, Tensor]
@@ -56,7 +56,7 @@ class Statistics:
     activation_taylors: Mapping[str, Tensor] = field(default_factory=dict)
     f_statistics: Mapping[str, Tensor] = field(default_factory=dict)
     output_axes: Mapping[str, int] = field(default_factory=dict)
-    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Moment] = field(default_factory=dict)
 
     def gradient(self, name: str) -> Tensor:
         """Mean gradient of the parameter `name`, in its shape; loss per unit of the weight.
@@ -143,14 +143,11 @@ class Statistics:
             return slice(None)
         return _along(self.output_axes.get(layer, 0), left, self.gradients[parameter].shape)
 
-    def _moment(self, parameter: str, moment: Tensor, positions: Mapping[str, Tensor]) -> Tensor:
-        """Of the inputs that are left, and the 1 behind them."""
+    def _moment(self, parameter: str, moment: Moment, positions: Mapping[str, Tensor]) -> Moment:
+        """Of the inputs that are left."""
         if parameter not in positions:
             return moment
-        axis = 1 - self.output_axes.get(parameter.rpartition(".")[0], 0)
-        left = _along(axis, positions[parameter], self.gradients[parameter].shape)
-        left = torch.cat([left, torch.tensor([len(moment) - 1])])
-        return moment[left][:, left]
+        return moment.among(_along(moment.axis, positions[parameter], self.gradients[parameter].shape))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
@@ -161,7 +158,9 @@ class Statistics:
                 ("fisher", self.fishers),
                 ("activation", self.activation_taylors),
                 ("f", self.f_statistics),
-                ("moment", self.moments),
+                ("mean", {name: moment.mean for name, moment in self.moments.items()}),
+                ("covariance", {name: moment.covariance for name, moment in self.moments.items()}),
+                ("inputs", {name: _facts(moment) for name, moment in self.moments.items()}),
                 ("axis", {name: torch.tensor(axis) for name, axis in self.output_axes.items()}),
             )
             for name, tensor in named.items()
@@ -175,7 +174,7 @@ class Statistics:
         Raises:
             CompressionError: the file is missing, damaged or of another kind.
         """
-        kinds = ("gradient", "fisher", "activation", "f", "axis", "moment")
+        kinds = ("gradient", "fisher", "activation", "f", "axis", "mean", "covariance", "inputs")
         found: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for key, tensor in load_tensors(path).items():
             kind, _, name = key.partition("/")
@@ -186,13 +185,19 @@ class Statistics:
                 )
             found[kind][name] = tensor
         axes = {name: int(axis) for name, axis in found["axis"].items()}
-        return cls(found["gradient"], found["fisher"], found["activation"], found["f"], axes, found["moment"])
+        moments = {}
+        for name, facts in found["inputs"].items():
+            positions, axis, normalized = facts.tolist()
+            moments[name] = Moment(
+                found["mean"][name], found["covariance"][name], positions, axis, normalized=bool(normalized)
+            )
+        return cls(found["gradient"], found["fisher"], found["activation"], found["f"], axes, moments)
 
 
 def collect_statistics(
     module: nn.Module,
     task: Task,
-    structure: Structure | None = None,
+    structure: Structure,
     *,
     batches: int = 16,
     batch_size: int = 64,
@@ -206,7 +211,7 @@ def collect_statistics(
     Args:
         module: the trained dense network; left alone.
         task: gives the training split and the loss.
-        structure: of the module, for the moments of the inputs that it can cut; without, there are none.
+        structure: of the module: moments are those of the inputs that it can cut.
         batches: how many full batches, K; fewer if the split is smaller.
         batch_size: examples per batch, B; less if the split is smaller than one batch.
         seed: of the choice of examples.
@@ -230,7 +235,7 @@ def collect_statistics(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(derive_seed(seed, "statistics", "augment"))
         order = derive_seed(seed, "statistics", "order")
-        moments = InputMoments(probe, structure or Structure(groups=(), layers=()), full, seed)
+        moments = InputMoments(probe, structure, full, seed)
         activations = Activations(probe, task.train)
         with activations, moments:
             for inputs, targets in islice(iterate(task.train, batch_size, shuffle=True, seed=order), full):
@@ -254,11 +259,16 @@ def collect_statistics(
         for name, total in squares.items()
     }
     taylors, f_statistics = activations.taylors(), activations.f_statistics()
-    for name, value in (*taylors.items(), *f_statistics.items()):
+    flows = {name: moment for name, moment in moments.by_parameter().items() if name in gradients}
+    spreads = {name: torch.cat([moment.mean[None], moment.covariance]) for name, moment in flows.items()}
+    for name, value in (*taylors.items(), *f_statistics.items(), *spreads.items()):
         if not torch.isfinite(value).all():
             raise CompressionError(f"statistics: expected finite activations, got NaN or infinity in {name!r}")
-    flows = {name: moment for name, moment in moments.by_parameter().items() if name in gradients}
     return Statistics(gradients, fishers, taylors, f_statistics, activations.axes(), flows)
+
+
+def _facts(moment: Moment) -> Tensor:
+    return torch.tensor([moment.positions, moment.axis, int(moment.normalized)])
 
 
 def _get(found: Mapping[str, Tensor], name: str, what: str, help_: str) -> Tensor:

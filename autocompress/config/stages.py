@@ -65,7 +65,9 @@ class Limit(_Part):
 
 
 class SeedsConfig(_Part):
-    """Which candidates a search begins with: at most half of its trials.
+    """Which candidates a search begins with.
+
+    At most half of its trials and sixteen, but for `warm_start` and `plans`, all of which are tried.
 
     Attributes:
         budgets: latencies, from where as good as nothing is lost to where no short recovery helps, for each of which

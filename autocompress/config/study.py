@@ -126,7 +126,7 @@ class Study(BaseModel):
 
     @field_validator("constraints")
     @classmethod
-    def _reachable(cls, value: dict[str, Limit]) -> dict[str, Limit]:
+    def _reachable(cls, value: dict[str, Limit], info: ValidationInfo) -> dict[str, Limit]:
         limit = value.get("accuracy", Limit(min=0.0))
         for bound in (limit.min, limit.max):
             if bound is not None and bound > 1.0:
@@ -135,6 +135,18 @@ class Study(BaseModel):
             for side, bound in (("min", limit.min), ("max", limit.max)):
                 if name in FIXED and bound is not None and bound < 0.0:
                     raise ValueError(f"expected {name}.{side} >= 0, as {name} is never below, got {bound}")
+            if name in FIXED and name != "accuracy" and limit.max == 0.0:
+                raise ValueError(f"expected {name}.max > 0, as {name} never is 0, got 0")
+        measure = info.data.get("measure")
+        for metric in measure.known_metrics if measure is not None else ():
+            side = "min" if metric.maximize else "max"
+            bound = getattr(value[metric.name], side) if metric.name in value else None
+            beyond = bound is not None and metric.best is not None and (bound > metric.best) == metric.maximize
+            if beyond and bound != metric.best:
+                raise ValueError(
+                    f"expected {metric.name}.{side} {'<=' if metric.maximize else '>='} {metric.best:g}, the best "
+                    f"{metric.name} that there is, got {bound:g}"
+                )
         return value
 
     @property

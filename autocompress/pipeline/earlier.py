@@ -13,10 +13,14 @@ from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.trials import load_trials, search_front
 from autocompress.records import Plan
+from autocompress.search.ledger import OWN
 from autocompress.space.explain import validate
 from autocompress.space.plan_entries import PlanFile
 from autocompress.space.plan_file import load_plan
 from autocompress.space.yaml import read_document
+
+#: Names of seeds of an earlier study's begin so.
+WARM = "warm-"
 
 
 def check_seeds(study: Study) -> None:
@@ -54,14 +58,21 @@ def plan_files(bench: Workbench, files: Sequence[str]) -> list[tuple[str, Plan]]
             energies=lambda layer, energy: rank_for_energy(bench.dense, layer, energy),
         )
         try:
-            bench.space.params(plan)
+            meant = bench.space.plan(bench.space.params(plan))
         except InfeasibleError as error:
-            raise ConfigError(
-                f"search.seeds.plans: {file}: expected a plan that the study's space can express, got {error}; open "
-                "this choice in the space, or take the file out"
-            ) from error
-        found.append((f"plan-{Path(file).stem}", plan))
+            raise _outside(file, str(error)) from error
+        if meant != plan:
+            parts = [name for name in type(plan).model_fields if getattr(meant, name) != getattr(plan, name)]
+            raise _outside(file, f"one of which the space has only another form of: {', '.join(parts)}")
+        found.append((f"{OWN}{Path(file).stem}", plan))
     return found
+
+
+def _outside(file: str, got: str) -> ConfigError:
+    return ConfigError(
+        f"search.seeds.plans: {file}: expected a plan that the study's space can express, got {got}; open this choice "
+        "in the space, or take the file out"
+    )
 
 
 def earlier_plans(study: Study, reference: str) -> list[tuple[str, Plan]]:
@@ -75,9 +86,8 @@ def earlier_plans(study: Study, reference: str) -> list[tuple[str, Plan]]:
         ConfigError: there is no such study, its ledger cannot be read from here, or it has no candidates yet.
     """
     earlier = _earlier(study, reference)
-    finals = read_record(StudyFolder(earlier.folder).finalists, Finals)
-    if finals is not None:
-        plans = [finalist.plan for finalist in finals.finalists]
+    if isinstance(earlier, Finals):
+        plans = [finalist.plan for finalist in earlier.finalists]
     else:
         front = search_front(load_trials(earlier), earlier.objectives, earlier.metrics)
         plans = [trial.plan for trial in front if trial.plan is not None]
@@ -85,10 +95,12 @@ def earlier_plans(study: Study, reference: str) -> list[tuple[str, Plan]]:
         raise ConfigError(
             f"search.seeds.warm_start: expected a study with finished candidates, got {reference!r}, which has none yet"
         )
-    return [(f"{earlier.name}-{number}", plan) for number, plan in enumerate(plans)]
+    # By what they are: places on the front of a study that goes on would be others at the next look.
+    return [(f"{WARM}{Path(reference).name}-{plan.key[:8]}", plan) for plan in plans]
 
 
-def _earlier(study: Study, reference: str) -> Study:
+def _earlier(study: Study, reference: str) -> Finals | Study:
+    """What an earlier study ended with, which is in its folder; before that the study, whose ledger has to be read."""
     folder = Path(reference) if "/" in reference else study.output / reference
     if folder.absolute() == study.folder:
         raise ConfigError(f"search.seeds.warm_start: expected another study, got this one, {reference!r}")
@@ -97,4 +109,12 @@ def _earlier(study: Study, reference: str) -> Study:
             f"search.seeds.warm_start: expected the name of a study in {study.output}, or a study's folder, got "
             f"{reference!r}: there is no {folder / 'study.json'}"
         )
-    return find_study(folder.name, [f"output={folder.parent}"])
+    try:
+        return read_record(StudyFolder(folder).finalists, Finals) or find_study(
+            folder.name, [f"output={folder.parent}"]
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"search.seeds.warm_start: expected a study that has ended, or whose ledger can be read from here, got "
+            f"{reference!r}: {error}"
+        ) from error

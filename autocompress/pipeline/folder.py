@@ -46,7 +46,7 @@ class StudyFolder:
 
     @property
     def statistics(self) -> Path:
-        """Accumulated gradients of the dense model, for the Taylor criterion."""
+        """What was learned from training data about the dense model: gradients, activations, moments of inputs."""
         return self.root / "base" / "statistics.safetensors"
 
     @property

@@ -96,15 +96,15 @@ class PlanGuide:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the features."""
+        """Names of the features; with a ``/`` what is of one group or block alone."""
         return (
             *("log2 latency", "log2 multiply-adds", "log10 loss of cuts", "log10 loss of bits"),
             *("log10 loss of blocks", "log10 loss", "integer multiply-adds", "bits", "zeros", "shared", "factorized"),
             *("built", "built width", "built depth"),
             *(f"criterion {name}" for name in self._criteria),
             *(f"{field} {word}" for field, word in self._settings),
-            *(f"kept {name}" for name, _ in self._groups),
-            *(f"without {name}" for name in self._blocks),
+            *(f"kept/{name}" for name, _ in self._groups),
+            *(f"without/{name}" for name in self._blocks),
         )
 
     @property

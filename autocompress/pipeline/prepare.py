@@ -94,7 +94,7 @@ class Workbench:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The dense model's accumulated gradients."""
+        """What was learned from training data about the dense model."""
         return Statistics.load(self.folder.statistics)
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import TypeVar
 from autocompress.cluster.session import ray_session
 from autocompress.config import Study
 from autocompress.errors import AutocompressError
-from autocompress.pipeline.earlier import check_seeds
+from autocompress.pipeline.earlier import check_seeds, plan_files
 from autocompress.pipeline.finalists import Finals, finalists
 from autocompress.pipeline.folder import StudyFolder
 from autocompress.pipeline.prepare import Workbench, check_task, prepare
@@ -78,6 +78,8 @@ class StudyRun:
         """Task, dense model, baseline."""
         with self._timed("prepare"):
             self._bench = prepare(self.study)
+            # Here already, though the search reads them: nothing is profiled for a study whose own plans are wrong.
+            plan_files(self.bench, self.study.search.seeds.plans)
 
     def profile(self) -> Profile:
         """Latency per layer, sensitivity per group."""

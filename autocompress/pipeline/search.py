@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from autocompress.config import Study
 from autocompress.front.indicators import baseline_values, hypervolume, trace
+from autocompress.pipeline.earlier import WARM
 from autocompress.pipeline.evaluate import evaluator_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.guide import PlanGuide, study_guide
@@ -20,12 +21,12 @@ from autocompress.records import Baseline, ParamValue, SearchLog, TrialRecord
 from autocompress.rng import derive_seed
 from autocompress.search.choose import Choice
 from autocompress.search.executor import search
-from autocompress.search.ledger import ENDED, Ledger
+from autocompress.search.ledger import ENDED, OWN, Ledger
 from autocompress.search.problem import Problem
 from autocompress.search.rungs import fidelities
 from autocompress.search.settings import SearchSettings
 
-#: Seeds at most, but for a person's own plans: after so many, what was learnt from them finds better ones.
+#: Seeds at most, but for those that were asked for: after so many, what was learnt from them finds better ones.
 _SEEDS = 16
 
 
@@ -132,15 +133,24 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
 def _seeds(
     bench: Workbench, profile: Profile, guide: PlanGuide, ledger: Ledger
 ) -> list[tuple[str, dict[str, ParamValue]]]:
-    """A person's plans, all of them, and others up to half of the trials; no others once trials were proposed."""
+    """All of a person's plans and of an earlier study's; with others up to half of the trials.
+
+    No others once trials were proposed.
+    """
     search = bench.study.search
     proposed = any(t.origin == "sampler" for t in ledger.trials())
-    if proposed and not search.seeds.plans:
+    if proposed and not (search.seeds.plans or search.seeds.warm_start):
         return []
+    most = 0 if proposed else min(_SEEDS, (search.trials + 1) // 2)
     points = seed_points(bench, profile, guide)
-    if proposed:
-        return [point for point in points if point[0].startswith("plan-")]
-    return points[: max(len(search.seeds.plans), min(_SEEDS, (search.trials + 1) // 2))]
+    left = most - sum(name.startswith((OWN, WARM)) for name, _ in points)
+    found = []
+    for name, params in points:
+        asked = name.startswith((OWN, WARM))
+        if asked or left > 0:
+            found.append((name, params))
+        left -= not asked
+    return found
 
 
 def _busy_s(bench: Workbench, ledger: Ledger) -> float:

@@ -14,9 +14,9 @@ class SearchLog(Record):
 
     Attributes:
         sampler: kind of what proposes, such as ``"surrogate"``; empty before the first proposal.
-        why: why that one, in words, such as ``"auto: 40 candidates of about 6 s each"``; empty if the study names it.
+        why: why that one, a sentence such as ``"sampler nsga2: as the study says"``.
         messages: what else a reader should know, in the order in which it was said, each once: a first rung that was
-            lengthened, a sampler that raised and was replaced, a budget that ran out.
+            lengthened or never checked, a sampler that raised and was replaced.
         seconds: wall time over all runs: ``"seeds"``, of finding them; ``"search"``, of everything after that.
     """
 

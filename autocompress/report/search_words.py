@@ -67,7 +67,7 @@ def time_words(summary: SearchSummary) -> str:
 
 
 def sampler_words(summary: SearchSummary) -> str:
-    """Such as ``"surrogate (auto: 40 candidates of about 6 s each)"``; empty where it was not written down."""
+    """Such as ``"surrogate (40 trials of about 6 s are few enough)"``; empty where it was not written down."""
     log = summary.log
     why = log.why.removeprefix(f"sampler {log.sampler}: ")
     return f"{log.sampler} ({why})" if log.sampler and why else log.sampler

@@ -29,6 +29,7 @@ from autocompress.search.samplers import Surrogate
 from autocompress.search.scheduler import RungScheduler
 from autocompress.search.searcher import LedgerSearcher
 from autocompress.search.settings import SearchSettings
+from autocompress.search.surrogate_data import busy_s
 from autocompress.search.trainable import CandidateTrainable
 
 
@@ -109,8 +110,8 @@ def _proposer(
     on_choice: Callable[[Choice], None],
 ) -> Proposer | None:
     """What proposes beyond the seeds: one of our own, or the ledger's sampler from now on. Neither stops the search."""
-    done = [t for t in ledger.trials() if t.state == "complete"]
-    took = [(t.finished - t.started).total_seconds() for t in done if t.started and t.finished]
+    fresh = [t for t in ledger.trials() if t.measurement is not None and not t.measurement.cached]
+    took = [seconds for trial in fresh if (seconds := busy_s(trial)) is not None]
     asked, unknown = settings.sampler, sorted(set(problem.objectives) - problem.dense.keys())
     if unknown and isinstance(asked, Surrogate):
         raise SearchError(
@@ -126,12 +127,11 @@ def _proposer(
     on_choice(choice)
     kind, seed = choice.config.kind, derive_seed(settings.seed, "sampler")
     found = build_proposer(choice.config, space, problem, seed)
-    if found is not None:
-        return SafeProposer(found, kind, space, seed, on_message)
     # Of Optuna's samplers none looks at how many trials there are: the same seed would propose the same again.
-    seed = derive_seed(settings.seed, "sampler", ledger.count(*ENDED))
-    ledger.use(SafeSampler(choice.config.build(seed), kind, seed, on_message))
-    return None
+    own = derive_seed(settings.seed, "sampler", ledger.count(*ENDED))
+    # Beside a proposer it draws what a proposal leaves open.
+    ledger.use(SafeSampler(choice.config.build(own), kind, own, on_message))
+    return SafeProposer(found, kind, space, seed, on_message) if found is not None else None
 
 
 def _run_tune(searcher: LedgerSearcher, evaluator: EvaluatorReference, settings: SearchSettings, stop: Stop) -> None:

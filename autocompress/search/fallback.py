@@ -23,11 +23,12 @@ AnswerT = TypeVar("AnswerT")
 
 class _Reporter:
     def __init__(self, name: str, report: Callable[[str], None]) -> None:
-        self._name, self._report, self._told = name, report, False
+        self._name, self._report, self._told = name, report, set[str]()
 
     def tell(self, error: Exception, instead: str) -> None:
-        if not self._told:
-            self._told = True
+        """Once for each thing that is done instead."""
+        if instead not in self._told:
+            self._told.add(instead)
             text = " ".join(str(error).split())
             self._report(f"sampler {self._name} raised {type(error).__name__}: {text:.300}; {instead}")
 

@@ -36,6 +36,8 @@ from autocompress.space.space import Suggester
 
 #: States of which a trial never leaves.
 ENDED: tuple[StateName, ...] = ("complete", "stopped", "failed")
+#: Names of seeds that are a person's own plans begin so.
+OWN = "plan-"
 
 
 class SearchSpace(Protocol):
@@ -182,12 +184,19 @@ class Ledger:
     # --- asking -------------------------------------------------------------------------------------------------
 
     def enqueue(self, seeds: Sequence[tuple[str, dict[str, ParamValue]]], total: int) -> None:
-        """Queue the seeds that are not in the ledger yet, as long as there are fewer than `total` trials."""
+        """Queue the seeds that are not in the ledger yet, as long as there are fewer than `total` trials.
+
+        A seed is known by its name and its parameters: a plan file that was changed is another one.
+        """
         trials = self._frozen()
-        present = {t.user_attrs.get("origin") for t in trials}
-        left = max(0, total - len(trials))
-        for name, params in [s for s in seeds if f"seed:{s[0]}" not in present][:left]:
-            self._study.enqueue_trial(params, user_attrs={"origin": f"seed:{name}"})
+        present = {_identity(t.user_attrs.get("origin"), t.system_attrs.get("fixed_params")) for t in trials}
+        queued = 0
+        for name, params in seeds:
+            seed = _identity(f"seed:{name}", params)
+            if seed not in present and queued < total - len(trials):
+                present.add(seed)
+                queued += 1
+                self._study.enqueue_trial(params, user_attrs={"origin": f"seed:{name}"})
 
     def unfinished(self) -> list[int]:
         """Numbers of trials that an earlier driver left running.
@@ -248,7 +257,7 @@ class Ledger:
             plan=plan,
             attempts=times,
             begin=rungs[-1].fidelity.rung + 1 if rungs else 0,
-            own=attrs.get("origin", "").startswith("seed:plan-"),
+            own=attrs.get("origin", "").startswith(f"seed:{OWN}"),
         )
 
     # --- telling ------------------------------------------------------------------------------------------------
@@ -343,6 +352,11 @@ class Ledger:
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self._study._storage.set_trial_user_attr(self._id(number), key, value)
+
+
+def _identity(origin: str | None, params: Mapping[str, ParamValue] | None) -> tuple[str | None, str]:
+    """What tells a seed from others, however its parameters are ordered."""
+    return origin, json.dumps(params, sort_keys=True)
 
 
 def _refused(error: ValueError) -> str:

@@ -185,6 +185,14 @@ class Ladder:
             f"{words}, under {LEAST_TAU:g}: the first rung is lengthened to {self.rungs[following].epochs:g} epochs"
         )
 
+    def unchecked(self, trials: Sequence[TrialRecord], begin: int) -> str:
+        """What there is to say where the search ends before `checked` knows enough."""
+        pairs = rank_agreement(trials, begin, self.problem)[1]
+        return (
+            f"whether {self.rungs[begin].epochs:g} epochs rank candidates as full training does was not found out: it "
+            f"takes {_PAIRS} pairs of like latency that are trained in full, and there are {pairs}"
+        )
+
 
 def rank_agreement(trials: Sequence[TrialRecord], rung: int, problem: Problem) -> tuple[float, int]:
     """How well a rung ranks candidates of like latency as full training does.

@@ -93,6 +93,8 @@ class LedgerSearcher(Searcher):
     def close(self) -> None:
         """Close what nothing will run any longer: candidates that were not promoted, or that time ran out for."""
         closed = None
+        if not self._checked and self._ladder.last > 0:
+            self._on_message(self._ladder.unchecked(self._ledger.trials(), self._begin))
         for trial in self._ledger.trials():
             if trial.state == "paused":
                 epochs = trial.rungs[-1].fidelity.epochs

@@ -126,14 +126,11 @@ class PlanModel:
     Attributes:
         axes: what is modelled.
         parts: one for each axis.
-        order, few: of a guide's features, see `summaries_first`; `order` is None without a guide.
         results: complete trials that it rests on.
     """
 
     axes: tuple[Axis, ...]
     parts: tuple[Known | Chain, ...]
-    order: np.ndarray | None
-    few: int
     results: int
 
     def predict(
@@ -186,13 +183,15 @@ class Fitter:
         """
         guide = self.book.problem.guide
         rows = [r for r in self.book.rows.values() if r.levels and (guide is None or r.known is not None)]
-        order, few = summaries_first(guide.names) if guide is not None else (None, 0)
-        if guide is None:
-            few = self.book.encoder.encode([])[1] if rows else 0
+        few = 0
+        if guide is not None:
+            few = summaries_first(guide.names)[1]
+        elif rows:
+            few = self.book.encoder.encode([])[1]
         axes = self.book.axes
         results = sum(LAST in row.levels for row in rows)
         if not rows:
-            return PlanModel(axes, tuple(Chain((), (0.0, 0.0), (1.0, _VAGUE)) for _ in axes), order, few, 0)
+            return PlanModel(axes, tuple(Chain((), (0.0, 0.0), (1.0, _VAGUE)) for _ in axes), 0)
         costs = np.stack([row.costs for row in rows])
         readings = np.stack([row.readings for row in rows])
         every = measured_of(rows, len(axes))
@@ -207,7 +206,7 @@ class Fitter:
             else:
                 own = {level: values[used, j] for level, values in every.items()}
                 parts.append(self._fit_chain(inputs, own, places, few, axis.name, rng))
-        model = PlanModel(axes, tuple(parts), order, few, results)
+        model = PlanModel(axes, tuple(parts), results)
         return self._believing(model) if believe else model
 
     def _fit_chain(
@@ -273,7 +272,7 @@ class Fitter:
                 x = np.column_stack([each[i - 1][0], inputs])[new] if level.chained else inputs[new]
                 levels.append(Level(level.level, believing(level.process, x, each[i][0][new]), level.chained))
             parts.append(Chain(tuple(levels), part.shift, part.otherwise))
-        return PlanModel(model.axes, tuple(parts), model.order, model.few, model.results)
+        return PlanModel(model.axes, tuple(parts), model.results)
 
 
 def _through(

@@ -250,7 +250,7 @@ class Book:
             readings=readings,
             open=trial.state in ("waiting", "running", "paused"),
             counts=counts,
-            seconds=_seconds(trial),
+            seconds=busy_s(trial),
         )
 
     def _units(self, values: np.ndarray) -> np.ndarray:
@@ -274,8 +274,11 @@ def ask_guide(guide: Guide | None, plan: Plan, axes: Sequence[Axis]) -> tuple[np
     return np.nan_to_num(known, posinf=0.0, neginf=0.0), np.array([costs.get(axis.name, np.nan) for axis in axes])
 
 
-def _seconds(trial: TrialRecord) -> float | None:
-    """What a trial that does not run took: the parts it was judged in, or else its time from begin to end."""
+def busy_s(trial: TrialRecord) -> float | None:
+    """Seconds that a trial which does not run took: the parts it was judged in, or else from its begin to its end.
+
+    None while it waits or runs. Waiting between two rungs counts as little as what an earlier trial answered.
+    """
     if trial.state in ("waiting", "running"):
         return None
     judged = [rung for rung in (*trial.rungs, trial.measurement) if rung is not None and not rung.cached]

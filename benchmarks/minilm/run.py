@@ -90,6 +90,7 @@ def plan_of(wish: Wish, structure: Structure, order: Sequence[str]) -> Plan:
         drops=tuple(BlockDrop(block=block) for block in dropped),
         cuts=tuple(sorted(cuts, key=lambda cut: cut.group)),
         bits=tuple(sorted(bits, key=lambda entry: entry.layer)),
+        reconstruction="none",
     )
 
 
@@ -137,7 +138,7 @@ def build_all(task: Task, folder: Path, epochs: float, weights: Path) -> dict[st
     source = folder / f"statistics-{mark}.safetensors"
     if not source.is_file():
         say("collecting statistics")
-        collect_statistics(dense, task, seed=0).save(source)
+        collect_statistics(dense, task, structure, seed=0).save(source)
     statistics = Statistics.load(source)
     found = {}
     for name, wish in wishes(epochs).items():

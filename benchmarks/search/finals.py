@@ -91,6 +91,8 @@ class Judge:
             if not path.is_file():
                 candidate = self.eight_bits() if request.key == EIGHT else request.candidate
                 epochs = self.work.longer_epochs if request.longer else self.work.final_epochs
+                if candidate is None and request.key != DENSE:
+                    raise ValueError(f"{request.key}: expected a candidate, got none; its run is gone")
                 write_bytes(path, self.build(candidate, epochs))
         except AutocompressError as error:
             return {"key": request.key, "failed": str(error)[:300]}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import TypeVar
 
@@ -47,9 +47,13 @@ def side_by_side(jobs: Sequence[Job], count: int, work: Callable[[Job, int], Non
     errors: list[BaseException] = []
 
     def loop(core: int) -> None:
-        while not queue.empty() and not errors and time.monotonic() < until:
+        while not errors and time.monotonic() < until:
             try:
-                work(queue.get_nowait(), core)
+                job = queue.get_nowait()
+            except Empty:
+                return
+            try:
+                work(job, core)
             except BaseException as error:  # noqa: BLE001 - raised below
                 errors.append(error)
 

@@ -129,7 +129,9 @@ def judge(options: argparse.Namespace, places: Places, work: Work, until: float)
     longer = [key + LONGER for key in border(Outcome(asked, kept.values))]
     again = [key for key in longer if not {"selection", "failed"} & kept.values.get(key, {}).keys()]
     ask_judges(options, places, work, kept, candidates, again, "selection", until)
-    unread = [key for key, found in kept.values.items() if "selection" in found and "ratio" not in found]
+    # Of runs that are there: what was judged for others cannot be made again.
+    unread = [key for key in (DENSE, EIGHT, *candidates) if kept.values.get(key, {}).keys() >= {"selection"}]
+    unread = [key for key in unread if "ratio" not in kept.values[key]]
     lost = [key for key in unread if not (files / f"{key}.onnx").is_file()]
     ask_judges(options, places, work, kept, candidates, lost, "selection", until)  # their files are made again
     ready = [key for key in sorted(unread) if (files / f"{key}.onnx").is_file()]

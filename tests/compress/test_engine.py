@@ -114,8 +114,8 @@ def structure(dense: nn.Module) -> Structure:
 
 
 @pytest.fixture(scope="module")
-def statistics(dense: nn.Module, task: Task) -> Statistics:
-    return collect_statistics(dense, task, batches=2, batch_size=16, seed=0)
+def statistics(dense: nn.Module, task: Task, structure: Structure) -> Statistics:
+    return collect_statistics(dense, task, structure, batches=2, batch_size=16, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,8 @@ class Deep(nn.Module):
 def deep(task: Task) -> tuple[nn.Module, Structure, Statistics]:
     torch.manual_seed(1)
     module = Deep().eval()
-    return module, find_structure(module, torch.randn(1, 3, 8, 8)), collect_statistics(module, task, batches=2, seed=0)
+    structure = find_structure(module, torch.randn(1, 3, 8, 8))
+    return module, structure, collect_statistics(module, task, structure, batches=2, seed=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,10 @@ from torch.utils.data import TensorDataset
 from autocompress.compress.state import module_digest, save_tensors
 from autocompress.compress.statistics import Statistics, collect_statistics
 from autocompress.errors import CompressionError
+from autocompress.records import Structure
 from autocompress.task import Task
+
+NOTHING = Structure(groups=(), layers=())
 
 
 def task_of(inputs: Tensor, targets: Tensor, **changes: Any) -> Task:
@@ -64,7 +67,7 @@ def per_example_gradients(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, 
 def test_with_single_examples_the_fisher_is_their_mean_squared_gradient() -> None:
     x, y = images(12)
     module = Small()
-    found = collect_statistics(module, task_of(x, y), batches=12, batch_size=1, seed=0)
+    found = collect_statistics(module, task_of(x, y), NOTHING, batches=12, batch_size=1, seed=0)
     for name, g in per_example_gradients(module, x, y).items():
         torch.testing.assert_close(found.gradient(name), g.mean(dim=0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found.fisher(name), g.square().mean(dim=0), rtol=1e-3, atol=1e-7)
@@ -73,7 +76,7 @@ def test_with_single_examples_the_fisher_is_their_mean_squared_gradient() -> Non
 def test_from_batches_the_fisher_is_estimated_through_their_variance() -> None:
     x, y = images(2048)
     module = Small()
-    found = collect_statistics(module, task_of(x, y), batches=256, batch_size=8, seed=0)
+    found = collect_statistics(module, task_of(x, y), NOTHING, batches=256, batch_size=8, seed=0)
     naive = per_example_gradients(module, x[:600], y[:600])
     for name, g in naive.items():
         expected, got = g.square().mean(), found.fisher(name).mean()
@@ -100,7 +103,7 @@ def naive_activation_taylor(module: Small, x: Tensor, y: Tensor, layer: str) -> 
 def test_activation_taylor_is_the_formula_example_by_example(layer: str) -> None:
     x, y = images(20)
     module = Small().eval()
-    found = collect_statistics(module, task_of(x, y), batches=4, batch_size=5, seed=0)
+    found = collect_statistics(module, task_of(x, y), NOTHING, batches=4, batch_size=5, seed=0)
     expected = naive_activation_taylor(module, x, y, layer)
     np.testing.assert_allclose(found.activation_taylor(layer).numpy(), expected, rtol=1e-4)
     assert float(found.activation_taylor(layer).norm()) == pytest.approx(1.0)
@@ -110,7 +113,7 @@ def test_the_f_statistic_is_scipys(tmp_path: Path) -> None:
     x, y = images(60)
     x += y.view(-1, 1, 1, 1) * torch.tensor([0.3, 0.0]).view(1, 2, 1, 1) + 50.0  # far from zero: squares cancel
     module = Small().eval()
-    found = collect_statistics(module, task_of(x, y), batches=6, batch_size=10, seed=0)
+    found = collect_statistics(module, task_of(x, y), NOTHING, batches=6, batch_size=10, seed=0)
     with torch.no_grad():
         a = module.conv(x).double().mean(dim=(2, 3)).numpy()
     expected = [f_oneway(*(a[y.numpy() == c, j] for c in range(3))).statistic for j in range(4)]
@@ -131,7 +134,7 @@ def test_constant_channels_have_no_f_and_perfect_ones_a_finite_one() -> None:
         module.conv.weight.zero_()
         module.conv.weight[0, 0, 1, 1] = 1.0
         module.conv.weight[1, 1, 1, 1] = 0.1
-    f = collect_statistics(module, task_of(x, y), batches=3, batch_size=10, seed=0).f_statistic("conv")
+    f = collect_statistics(module, task_of(x, y), NOTHING, batches=3, batch_size=10, seed=0).f_statistic("conv")
     assert torch.isfinite(f).all()
     assert float(f[0]) > 1e6
     assert f[1:].tolist() == [0.0, 0.0, 0.0]
@@ -147,7 +150,7 @@ def test_constant_channels_have_no_f_and_perfect_ones_a_finite_one() -> None:
 )
 def test_without_two_classes_the_f_statistic_is_absent_and_says_what_it_needs(targets: Tensor, loss: Any) -> None:
     x, _ = images(24)
-    found = collect_statistics(Small(), task_of(x, targets, loss=loss), batches=2, batch_size=8, seed=0)
+    found = collect_statistics(Small(), task_of(x, targets, loss=loss), NOTHING, batches=2, batch_size=8, seed=0)
     assert float(found.activation_taylor("conv").norm()) == pytest.approx(1.0)
     with pytest.raises(CompressionError, match=r"F-statistic of 'conv'.*one class index per example, two classes"):
         found.f_statistic("conv")
@@ -184,7 +187,9 @@ class Named(torch.utils.data.Dataset[Any]):
 def test_inputs_by_name_recurrent_layers_and_folded_positions_are_followed() -> None:
     data, module = Named(18), Sequence().eval()
     roles: Any = dict.fromkeys(("train", "validation", "selection", "test"), data)
-    found = collect_statistics(module, Task(name="t", model=Sequence, **roles), batches=1, batch_size=18, seed=0)
+    found = collect_statistics(
+        module, Task(name="t", model=Sequence, **roles), NOTHING, batches=1, batch_size=18, seed=0
+    )
     with torch.no_grad():
         h = module.lstm(module.embed(data.ids).transpose(0, 1) + module.place(torch.arange(3))[:, None])[0]
         folded = module.fold(h.transpose(0, 1))
@@ -215,7 +220,9 @@ def test_tied_parameters_have_their_statistics_under_each_name_and_unused_ones_n
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x).relu())
 
-    found = collect_statistics(Tied(), task_of(torch.randn(8, 3), torch.arange(8) % 3), batches=1, batch_size=8, seed=0)
+    found = collect_statistics(
+        Tied(), task_of(torch.randn(8, 3), torch.arange(8) % 3), NOTHING, batches=1, batch_size=8, seed=0
+    )
     assert torch.equal(found.gradient("a.weight"), found.gradient("b.weight"))
     with pytest.raises(CompressionError, match=r"expected a gradient of 'idle\.weight'"):
         found.gradient("idle.weight")
@@ -227,33 +234,36 @@ def test_collecting_leaves_the_module_and_the_global_stream_alone_and_repeats() 
     x, y = images(40)
     module = Small().train().requires_grad_(False)
     before, state = module_digest(module), torch.random.get_rng_state()
-    first = collect_statistics(module, task_of(x, y), batches=2, batch_size=8, seed=4)
+    first = collect_statistics(module, task_of(x, y), NOTHING, batches=2, batch_size=8, seed=4)
     assert module_digest(module) == before
     assert module.training
     assert not module.conv._forward_hooks
     assert torch.equal(torch.random.get_rng_state(), state)
-    second = collect_statistics(module, task_of(x, y), batches=2, batch_size=8, seed=4)
+    second = collect_statistics(module, task_of(x, y), NOTHING, batches=2, batch_size=8, seed=4)
     assert torch.equal(first.fisher("conv.weight"), second.fisher("conv.weight"))
-    other = collect_statistics(module, task_of(x, y), batches=2, batch_size=8, seed=5)
+    other = collect_statistics(module, task_of(x, y), NOTHING, batches=2, batch_size=8, seed=5)
     assert not torch.equal(first.fisher("conv.weight"), other.fisher("conv.weight"))
 
 
 def test_bad_arguments_weights_and_losses_are_refused_by_name() -> None:
     task = task_of(*images(8))
     with pytest.raises(CompressionError, match="expected batches and batch_size >= 1, got 0 and 4"):
-        collect_statistics(Small(), task, batches=0, batch_size=4, seed=0)
+        collect_statistics(Small(), task, NOTHING, batches=0, batch_size=4, seed=0)
     broken = Small()
     broken.fc.weight.data[0, 0] = float("nan")
     with pytest.raises(CompressionError, match=r"expected finite weights, got NaN or infinity in 'fc\.weight'"):
-        collect_statistics(broken, task, seed=0)
+        collect_statistics(broken, task, NOTHING, seed=0)
     with pytest.raises(CompressionError, match="reaches no parameter of Identity"):
         collect_statistics(
-            nn.Identity(), task_of(torch.randn(4, 3).requires_grad_(True), torch.zeros(4, dtype=torch.int64)), seed=0
+            nn.Identity(),
+            task_of(torch.randn(4, 3).requires_grad_(True), torch.zeros(4, dtype=torch.int64)),
+            NOTHING,
+            seed=0,
         )
     emptied = task_of(*images(8))
     object.__setattr__(emptied, "train", TensorDataset(torch.zeros(0, 2, 6, 6), torch.zeros(0, dtype=torch.int64)))
     with pytest.raises(CompressionError, match="expected training examples of 't', got none"):
-        collect_statistics(Small(), emptied, seed=0)
+        collect_statistics(Small(), emptied, NOTHING, seed=0)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

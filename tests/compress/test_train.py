@@ -23,8 +23,10 @@ from autocompress.compress.train import Trainer, recalibrate_bn, train_base
 from autocompress.errors import CompressionError, TaskError
 from autocompress.inputs import forward
 from autocompress.models.resnet import resnet_cifar
-from autocompress.records import Codebook, Plan
+from autocompress.records import Codebook, Plan, Structure
 from autocompress.task import Recipe, Task, fetch
+
+NOTHING = Structure(groups=(), layers=())
 
 
 def toy(n: int = 160, **change: object) -> Task:
@@ -364,7 +366,7 @@ def test_only_the_training_split_is_read() -> None:
     splits = {role: spied(role) for role in ("train", "validation", "selection", "test")}
     task = toy(**splits, recipe=Recipe(epochs=1, batch_size=32))
     module = train_base(task, task.build(), seed=0)
-    collect_statistics(module, task, batches=1, seed=0)
+    collect_statistics(module, task, NOTHING, batches=1, seed=0)
     recalibrate_bn(trainer(task, module, epochs=1.0).train(module, key="a"), task)
     assert set(asked) == {"train"}
 
@@ -374,7 +376,7 @@ def test_statistics_are_the_mean_gradient_in_evaluation_mode(tmp_path: Path) -> 
     module = task.build().train().requires_grad_(False)
     before = module_digest(module)
     with torch.no_grad():
-        statistics = collect_statistics(module, task, batches=3, batch_size=32, seed=0)
+        statistics = collect_statistics(module, task, NOTHING, batches=3, batch_size=32, seed=0)
     assert module_digest(module) == before
     naive = copy.deepcopy(module).requires_grad_(True).eval()
     x, y = task.train.tensors  # type: ignore[attr-defined]
@@ -389,7 +391,7 @@ def test_statistics_are_the_mean_gradient_in_evaluation_mode(tmp_path: Path) -> 
 def test_statistics_that_are_not_finite_are_refused() -> None:
     task = toy(loss=lambda outputs, targets: outputs.sum() * float("inf"))
     with pytest.raises(CompressionError, match="expected finite gradients, got NaN or infinity in"):
-        collect_statistics(task.build(), task, batches=1, seed=0)
+        collect_statistics(task.build(), task, NOTHING, batches=1, seed=0)
 
 
 @pytest.mark.parametrize(("optimizer", "peak"), [("sgd", 0.003), ("adamw", 0.03)])

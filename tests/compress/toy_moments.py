@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.moments import InputMoments
+from autocompress.compress.moments import InputMoments, Moment
 from autocompress.records import Structure
 
 
@@ -18,7 +18,7 @@ def correlated(n: int, *shape: int, seed: int = 0, rank: int = 4) -> Tensor:
     return torch.einsum("cr,nr...->nc...", mixing, sources) + 0.1 * noise + 1.0
 
 
-def moments_of(module: nn.Module, structure: Structure, *inputs: Tensor) -> dict[str, Tensor]:
+def moments_of(module: nn.Module, structure: Structure, *inputs: Tensor) -> dict[str, Moment]:
     with InputMoments(module, structure, len(inputs), seed=0) as found, torch.no_grad():
         for some in inputs:
             module(some)

@@ -50,7 +50,10 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("RAY_AUTH_MODE", raising=False)
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        # A node that is gone is noticed in three seconds, not in twenty: no test is about how long Ray takes for that.
+        checks = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+        head = {"num_cpus": 2, "include_dashboard": False, "_system_config": checks}
+        found = Cluster(initialize_head=True, head_node_args=head)
         patch.setenv("RAY_ADDRESS", found.address)
         yield found
         found.shutdown()

@@ -87,15 +87,15 @@ def test_features_tell_what_a_plan_does() -> None:
     assert told(Plan(bits=everything))["log2 latency"] == pytest.approx(log2(INTEGER))
     assert told(Plan(bits=everything))["integer multiply-adds"] == pytest.approx(1.0)
     cut = told(Plan(cuts=(ChannelCut(group=group.name, keep=group.width // 2, criterion="taylor"),)))
-    assert cut[f"kept {group.name}"] == 0.5
+    assert cut[f"kept/{group.name}"] == 0.5
     assert cut["criterion taylor"] == 1.0
     assert cut["log10 loss"] == cut["log10 loss of cuts"] > dense["log10 loss"]
     assert cut["log2 latency"] < 0.0
     without = told(Plan(drops=(BlockDrop(block=block),)))
-    assert without[f"without {block}"] == 1.0
+    assert without[f"without/{block}"] == 1.0
     inside = [g.name for g in found.structure.groups if all(x.startswith(f"{block}.") for x in g.layers)]
     assert inside
-    assert all(without[f"kept {name}"] == 0.0 for name in inside)
+    assert all(without[f"kept/{name}"] == 0.0 for name in inside)
 
 
 @pytest.mark.slow

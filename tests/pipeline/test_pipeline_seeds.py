@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from math import log
 from pathlib import Path
@@ -15,14 +16,17 @@ from autocompress.config import Study
 from autocompress.errors import ConfigError
 from autocompress.pipeline.earlier import check_seeds, earlier_plans
 from autocompress.pipeline.evaluate import Evaluator
+from autocompress.pipeline.finalists import Finals
+from autocompress.pipeline.folder import StudyFolder, write_record
 from autocompress.pipeline.guide import PlanGuide, study_guide
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.pipeline.profile import Profile, profile
+from autocompress.pipeline.run import StudyRun
 from autocompress.pipeline.search import _seeds
 from autocompress.pipeline.seed_items import items_of
 from autocompress.pipeline.seeds import find_seeds, in_turns, knapsack, ordered, seed_points, spread
 from autocompress.pipeline.trials import open_ledger, search_front
-from autocompress.records import ChannelCut, Estimate, Fidelity, LayerBits, Plan
+from autocompress.records import ChannelCut, Estimate, Fidelity, Finalist, LayerBits, Plan
 from autocompress.search.ledger import Candidate, Ledger
 from autocompress.search.samplers import Random
 from autocompress.space.config import SpaceConfig, packaged_spaces
@@ -262,12 +266,53 @@ def test_all_of_a_persons_plans_are_tried_however_few_the_trials(
 
 
 @pytest.mark.slow
+def test_an_earlier_studys_finalists_are_all_tried_without_its_ledger(bench: Workbench, found: Profile) -> None:
+    earlier = study_in(bench.study.output, "earlier")
+    folder = StudyFolder(earlier.folder)
+    folder.root.mkdir()
+    # Its ledger is in a database, whose address is not kept.
+    kept = json.loads(earlier.model_dump_json())
+    kept["search"]["storage"] = "**********"
+    (folder.root / "study.json").write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match=r"warm_start: expected a study that has ended, or whose ledger can be read"):
+        check_seeds(study_in(bench.study.output, "second", warm_start="earlier"))
+
+    plans = [bench.space.plan(bench.space.uniform(sparsity=s, bits=b)) for s in (0.25, 0.5, 0.75) for b in (8, 32)]
+    measured = Evaluator(bench)(plans[0], Fidelity(epochs=0.0), "selection")
+    finals = Finals(
+        key="k",
+        finalists=tuple(Finalist(number=n, plan=plan, search=None, final=measured) for n, plan in enumerate(plans)),
+        baseline=bench.prepared.baseline,
+        data_sha256={},
+        code_sha256="c",
+    )
+    write_record(folder.finalists, finals)
+    study = study_in(bench.study.output, "second", warm_start="earlier")
+    check_seeds(study)
+    study.folder.mkdir()
+    asked, ledger = Workbench(study, bench.folder, bench.prepared), open_ledger(study)
+    # Of four trials half are for seeds; but these were asked for.
+    begun = _seeds(asked, found, study_guide(asked, found), ledger)
+    assert [name for name, _ in begun if not name.startswith("warm-earlier-")] == []
+    assert {bench.space.plan(params) for _, params in begun} == set(plans)
+    # Also in a search that has proposed by itself before they were asked for; the others are not.
+    ledger.use(Random().build(0))
+    assert isinstance(ledger.ask(bench.space), Candidate)
+    assert len(_seeds(asked, found, study_guide(asked, found), ledger)) == len(plans)
+    assert _seeds(with_seeds(bench), found, study_guide(asked, found), ledger) == []
+
+
+@pytest.mark.slow
 def test_a_plan_outside_of_the_space_is_refused_with_its_file(bench: Workbench, found: Profile, tmp_path: Path) -> None:
     file = tmp_path / "four.yaml"
     file.write_text("bits: [{match: '*', bits: 4}]\n")
     asked = with_seeds(bench, plans=[str(file)])
     with pytest.raises(ConfigError, match=r"search\.seeds\.plans: .*four\.yaml: expected a plan that .* take the file"):
         find_seeds(asked, found, study_guide(asked, found))
+    # So before anything is profiled.
+    run = StudyRun(asked.study)
+    with pytest.raises(ConfigError, match=r"four\.yaml: expected a plan that the study's space can express"):
+        run.prepare()
     file.write_text("bits: [{match: '*', bytes: 4}]\n")
     with pytest.raises(ConfigError, match=r"four\.yaml:1: bits\[0\]\.bytes: "):
         check_seeds(asked.study)
@@ -306,6 +351,7 @@ def test_an_earlier_studys_front_is_tried_again_as_far_as_the_space_has_it(bench
     plans = earlier_plans(study_in(earlier.output, "second"), "first")
     assert {plan for _, plan in plans} == {trial.plan for trial in front}
     assert plans == earlier_plans(study_in(earlier.output, "second"), str(earlier.folder))
+    assert [name for name, _ in plans] == [f"warm-first-{plan.key[:8]}" for _, plan in plans]
     guide = study_guide(bench, found)
     assert {seed.plan for seed in ordered(bench.space, guide, earlier=plans, uniform=False).points} >= {
         plan for _, plan in plans

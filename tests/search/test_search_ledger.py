@@ -116,6 +116,33 @@ def test_seeds_are_queued_once_in_order_and_never_beyond_the_total(tmp_path: Pat
     assert ledger.trials()[1].params == {"keep": 32, "bits": 32}
 
 
+def test_a_seed_that_was_changed_is_another_one_and_the_same_is_never_queued_twice(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.enqueue([("plan-mine", {"keep": 8, "bits": 32}), ("plan-mine", {"bits": 32, "keep": 8})], 10)
+    assert ledger.count("waiting") == 1
+    # Another file of the same name, or the same one edited.
+    ledger.enqueue([("plan-mine", {"keep": 16, "bits": 32}), ("plan-mine", {"keep": 8, "bits": 32})], 10)
+    again = opened(tmp_path)
+    again.enqueue([("plan-mine", {"keep": 16, "bits": 32})], 10)
+    assert [(t.origin, t.params["keep"]) for t in again.trials()] == [("seed:plan-mine", 8), ("seed:plan-mine", 16)]
+
+
+def test_what_a_rung_says_reaches_no_sampler(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    fidelity = {"epochs": 0.0, "rung": 0}
+    waits, stopped, done = (asked(ledger) for _ in range(3))
+    for candidate in (waits, stopped):
+        result = {k: v for k, v in reply(candidate).items() if k in ("plan_key", "values")}
+        assert ledger.judge(candidate.number, {**result, "fidelity": fidelity}).state == "paused"
+    ledger.stop(stopped.number, "rung: not among the best")
+    ledger.tell(done.number, reply(done))
+    study = optuna.load_study(study_name="toy", storage=_storage(tmp_path))
+    names = {0: "RUNNING", 1: "PRUNED", 2: "COMPLETE"}
+    assert {t.number: t.state.name for t in study.trials} == names
+    assert [t.values for t in study.trials] == [None, None, [0.9, 0.5]]
+    assert all(t.intermediate_values == {} for t in study.trials)
+
+
 def test_a_refused_proposal_is_a_failed_trial(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     space = ToySpace(refused=32)

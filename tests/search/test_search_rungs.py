@@ -150,6 +150,10 @@ def test_candidates_of_unlike_latency_are_no_pairs_and_too_few_pairs_decide_noth
     trials = [trial(n, (0.5, 0.1 * 2**n), full=0.8) for n in range(5)]
     assert rank_agreement(trials, 0, PROBLEM) == (0.0, 0)
     assert ladder(0.0, 1.0).checked(trials, 0) == (0, "")
+    assert ladder(0.0, 1.0).unchecked(trials, 0) == (
+        "whether 0 epochs rank candidates as full training does was not found out: it takes 8 pairs of like latency "
+        "that are trained in full, and there are 0"
+    )
 
 
 def test_five_of_like_latency_are_trained_in_full_to_check_the_rung() -> None:

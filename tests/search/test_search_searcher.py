@@ -126,6 +126,7 @@ def test_what_time_ended_while_it_waited_is_said_so(tmp_path: Path) -> None:
     assert waited
     assert {t.reason.partition(" ")[0] for t in waited} == {"rung:"}
     assert all("epochs when the time of the search was over" in t.reason for t in waited)
+    assert "was not found out: it takes 8 pairs" in search.messages[-1]
 
 
 def test_a_stop_is_heard_while_candidates_end_unbuilt(tmp_path: Path) -> None:
