@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.records import ParamValue, Plan, TrialRecord
 from autocompress.rng import derive_seed
+from autocompress.search.choose import DistinctProposer
 from autocompress.search.problem import Proposer
-from autocompress.search.variation import draw_distinct
 
 if TYPE_CHECKING:
     from autocompress.search.ledger import SearchSpace
@@ -47,7 +46,7 @@ class SafeProposer:
     def __init__(
         self, proposer: Proposer, name: str, space: SearchSpace, seed: int, report: Callable[[str], None]
     ) -> None:
-        self._proposer, self._space, self._seed = proposer, space, seed
+        self._proposer, self._instead = proposer, DistinctProposer(space, derive_seed(seed, "fallback"))
         self._reporter = _Reporter(name, report)
 
     def propose(self, trials: Sequence[TrialRecord]) -> dict[str, ParamValue]:
@@ -56,8 +55,7 @@ class SafeProposer:
             return self._proposer.propose(trials)
         except Exception as error:  # noqa: BLE001 - whatever a model raises, the search goes on
             self._reporter.tell(error, "drawing at random instead")
-            rng = np.random.default_rng(derive_seed(self._seed, "fallback", len(trials)))
-            return draw_distinct(self._space, rng, {trial.plan for trial in trials}.__contains__)
+            return self._instead.propose(trials)
 
     def hopeless(self, plan: Plan, trials: Sequence[TrialRecord]) -> str | None:
         """The proposer's answer; None, so that the candidate is built, if it raises."""

@@ -39,7 +39,7 @@ def section(work: Work, outcome: Outcome, folder: Path) -> list[str]:
         return [*lines, "No front is judged yet.", ""]
     curves = {(run.arm, run.seed): outcome.curve(run) for run in outcome.runs}
     full = volume(best)
-    lines += [f"Reference set: {len(best)} points over all arms and seeds, hypervolume {full:.4f}.", ""]
+    lines += [f"Reference set: {len(best)} points over all fronts that are judged, hypervolume {full:.4f}.", ""]
     lines += [*over_time(outcome, curves, full), "", *against(outcome, curves, full), ""]
     draw_time(outcome, curves, full, folder / f"{work.name}-time.png", work.title)
     lines += [f"![Hypervolume over time]({work.name}-time.png)", ""]
