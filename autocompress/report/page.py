@@ -92,6 +92,8 @@ def _header(data: ReportData, rows: Sequence[FrontRow], summary: SearchSummary) 
     where = "test" if opened else "selection"
     lost = 100 * (reference.value - reached.value)
     change = f"{abs(lost):.2f} points {'less' if lost > 0 else 'more'} than dense"
+    if abs(lost) < 0.005:
+        change = "the accuracy of dense"
     role = "champion" if "champion" in best.aliases else "fastest of the front"
     faster = f"{1 / best.ratio.value:.1f} times as fast as" if best.ratio.value < 1 else "no faster than"
     lead = (
