@@ -141,8 +141,9 @@ class Study(BaseModel):
         for metric in measure.known_metrics if measure is not None else ():
             side = "min" if metric.maximize else "max"
             bound = getattr(value[metric.name], side) if metric.name in value else None
-            beyond = bound is not None and metric.best is not None and (bound > metric.best) == metric.maximize
-            if beyond and bound != metric.best:
+            if bound is None or metric.best is None:
+                continue
+            if bound > metric.best if metric.maximize else bound < metric.best:
                 raise ValueError(
                     f"expected {metric.name}.{side} {'<=' if metric.maximize else '>='} {metric.best:g}, the best "
                     f"{metric.name} that there is, got {bound:g}"
