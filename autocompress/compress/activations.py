@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.hooked import Hooked
+from autocompress.compress.hooked import hooked
 from autocompress.inputs import forward
 from autocompress.task import fetch
 
@@ -45,10 +45,10 @@ class _Axes:
         return moved.reshape(len(moved) // self.repeats, -1, moved.shape[-1]).transpose(1, 2)
 
 
-class Activations(Hooked):
+class Activations:
     """Hooks at every convolution, linear, embedding and recurrent layer, and at every normalization with a scale.
 
-    A context manager: the hooks are there inside. Several calls of a layer in one forward pass count as more positions.
+    Several calls of a layer in one forward pass count as more positions.
     """
 
     def __init__(self, module: nn.Module, data: Dataset[Any]) -> None:
@@ -58,7 +58,6 @@ class Activations(Hooked):
             module: in evaluation mode; gets hooks inside the context only.
             data: where an example comes from.
         """
-        super().__init__()
         self._layers = {name: part for name, part in module.named_modules() if _is_watched(part)}
         self._axes = self._find_axes(module, data)
         self._effects: dict[str, Tensor] = {}
@@ -67,10 +66,9 @@ class Activations(Hooked):
         self._taylors: dict[str, Tensor] = {}
         self._classes: dict[str, _ByClass] = {}
 
-    def __enter__(self) -> Activations:
-        for name in self._axes:
-            self.handles.append(self._layers[name].register_forward_hook(self._watch(name)))
-        return self
+    def watching(self) -> AbstractContextManager[None]:
+        """Batches run inside."""
+        return hooked(self._layers[name].register_forward_hook(self._watch(name)) for name in self._axes)
 
     @contextmanager
     def batch(self, targets: Tensor) -> Iterator[None]:
@@ -162,13 +160,9 @@ class Activations(Hooked):
 
             return hook
 
-        handles = [part.register_forward_hook(watch(name)) for name, part in self._layers.items()]
-        try:
+        with hooked(part.register_forward_hook(watch(name)) for name, part in self._layers.items()):
             # With gradients: without them, torch's transformer layers take a path that runs no inner module.
             forward(module, fetch(data, torch.zeros(examples, dtype=torch.int64))[0])
-        finally:
-            for handle in handles:
-                handle.remove()
         return shapes
 
     def _by_row(self, name: str, values: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from autocompress.compress.coupling import Traced
+from autocompress.compress.hooked import hooked
 from autocompress.compress.labels import Slot
 from autocompress.compress.layers import PLAIN, RECURRENT, Found, evaluating, outputs
 from autocompress.compress.probe import Probe, reshaped
@@ -158,13 +159,9 @@ def _returned(module: nn.Module, names: Sequence[str], example: Inputs) -> dict[
     def remember(name: str) -> Any:
         return lambda _module, _args, output: found.__setitem__(name, output)
 
-    handles = [module.get_submodule(name).register_forward_hook(remember(name)) for name in names]
-    try:
-        with evaluating(module):
-            call(module, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (module.get_submodule(name).register_forward_hook(remember(name)) for name in names)
+    with hooked(hooks), evaluating(module):
+        call(module, example)
     return found
 
 

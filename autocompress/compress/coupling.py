@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from autocompress.compress import recurrent
 from autocompress.compress.grouping import Coupled, Grouping, Units
+from autocompress.compress.hooked import hooked
 from autocompress.compress.labels import Slot
 from autocompress.compress.layers import RECURRENT, Found, evaluating, has_own_weight, kind_of, run_layers
 from autocompress.compress.origin import origin
@@ -108,11 +111,10 @@ def trace_layers(module: nn.Module, inputs: Inputs, layers: list[Found]) -> Trac
     """The same for a module whose layers are known; `inputs` holds at least two examples."""
     tracer = Tracer(module)
     boundaries: dict[str, list[Boundary]] = {}
-    handles = _watch(module, tracer, boundaries)
     # A copy of every input: what an operator writes in place must not reach the caller's tensors.
     inputs = apply(torch.clone, inputs)
     try:
-        with evaluating(module), plain_operators(), tracer:
+        with hooked(_hooks(module, tracer, boundaries)), evaluating(module), plain_operators(), tracer:
             output = call(module, inputs)
         _freeze_computed(module, tracer)
         tracer.finish(output, IS_OUTPUT)
@@ -120,9 +122,6 @@ def trace_layers(module: nn.Module, inputs: Inputs, layers: list[Found]) -> Trac
         raise CompressionError(
             f"the channels of {type(module).__name__} could not be followed: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     traced = Traced({}, layers, tracer, boundaries, aliases=_aliases(module))
     groups, traced.owners = Grouping(module, tracer, layers, traced.aliases).groups()
     # A single unit has nothing that holds its channels together any more: it would be taken for several.
@@ -131,19 +130,15 @@ def trace_layers(module: nn.Module, inputs: Inputs, layers: list[Found]) -> Trac
     return traced
 
 
-def _watch(module: nn.Module, tracer: Tracer, boundaries: dict[str, list[Boundary]]) -> list[Any]:
-    handles: list[Any] = []
+def _hooks(module: nn.Module, tracer: Tracer, boundaries: dict[str, list[Boundary]]) -> Iterator[RemovableHandle]:
     for name, part in module.named_modules():
         if isinstance(part, RECURRENT):
-            handles += [
-                part.register_forward_pre_hook(lambda *_: tracer.pause()),
-                part.register_forward_hook(_follow_recurrent(tracer), with_kwargs=True),
-            ]
+            yield part.register_forward_pre_hook(lambda *_: tracer.pause())
+            yield part.register_forward_hook(_follow_recurrent(tracer), with_kwargs=True)
         elif isinstance(part, _COUNTING) and not list(part.parameters(recurse=False)):
-            handles.append(part.register_forward_pre_hook(_counting(tracer, name)))
+            yield part.register_forward_pre_hook(_counting(tracer, name))
         if name:
-            handles.append(part.register_forward_hook(_boundary(tracer, boundaries, name), with_kwargs=True))
-    return handles
+            yield part.register_forward_hook(_boundary(tracer, boundaries, name), with_kwargs=True)
 
 
 def _follow_recurrent(tracer: Tracer) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fusion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
+from autocompress.compress.hooked import hooked
 from autocompress.inputs import Inputs, call
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -82,18 +84,15 @@ def _pairs(module: nn.Module, example: Inputs) -> list[tuple[str, str]]:
 
         return hook
 
-    handles = []
-    for name, part in module.named_modules():
-        if isinstance(part, _LAYERS):
-            handles.append(part.register_forward_hook(on_layer(name)))
-        elif isinstance(part, _BatchNorm) and part.running_mean is not None:
-            handles.append(part.register_forward_pre_hook(on_norm(name)))
-    try:
-        with torch.no_grad(), _Reads() as reads:
-            result = call(module, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    def hooks() -> Iterator[RemovableHandle]:
+        for name, part in module.named_modules():
+            if isinstance(part, _LAYERS):
+                yield part.register_forward_hook(on_layer(name))
+            elif isinstance(part, _BatchNorm) and part.running_mean is not None:
+                yield part.register_forward_pre_hook(on_norm(name))
+
+    with hooked(hooks()), torch.no_grad(), _Reads() as reads:
+        result = call(module, example)
     returned = {id(leaf) for leaf in tree_leaves(result)}
     shared = _shared_weights(module)
     return [

@@ -1,20 +1,22 @@
-"""Hooks that are at a network's layers inside a context, and nowhere afterwards."""
+"""Hooks that are at a network's layers inside a block, and nowhere afterwards."""
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from torch.utils.hooks import RemovableHandle
 
 
-class Hooked:
-    """What is in `handles` when the context ends is removed; a subclass fills it when it is entered."""
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block, whatever happens in it.
 
-    def __init__(self) -> None:
-        self.handles: list[RemovableHandle] = []
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self.handles:
-            handle.remove()
+    Args:
+        handles: as torch returns them where a hook is registered. Of a generator each is registered as it is taken, so
+            that what raises on the way leaves none behind.
+    """
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield

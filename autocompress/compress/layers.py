@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
+from autocompress.compress.hooked import hooked
 from autocompress.errors import TaskError
 from autocompress.inputs import Inputs, batch_size, call, named
 from autocompress.records.structure import LayerKind
@@ -93,9 +94,9 @@ def run_layers(module: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Fo
             name = f"{names[part]}.{weight}" if names[part] else weight
             macs[name] = macs.get(name, 0) + made // examples
 
-    handles = [part.register_forward_hook(count, with_kwargs=True) for part in names]
     try:
-        returned = outputs(module, inputs)
+        with hooked(part.register_forward_hook(count, with_kwargs=True) for part in names):
+            returned = outputs(module, inputs)
     except TaskError:
         raise
     except Exception as error:
@@ -105,9 +106,6 @@ def run_layers(module: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Fo
             f"{type(module).__name__} does not run on an input of shape {shown}: {type(error).__name__}: {error}"
             + ("; it must take any batch size: look for one in a view or reshape" if examples > 1 else "")
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     parts = {name: part for part, name in names.items()}
     return returned, [_found(parts, parameter, cost) for parameter, cost in macs.items()]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
-from autocompress.compress.hooked import Hooked
+from autocompress.compress.hooked import hooked
 from autocompress.records import Structure
 from autocompress.rng import derive_seed
 
@@ -74,14 +76,14 @@ def input_axis(module: nn.Module, parameter: str) -> int | None:
     return 1 if isinstance(part, nn.RNNBase) and own.startswith("weight_ih_l0") else None
 
 
-class InputMoments(Hooked):
+class InputMoments:
     """Hooks at the layers whose inputs a structure can cut: the `Moment` of each.
 
-    A context manager: the hooks are there inside. A layer whose weight another one shares has none, nor one with more
-    than 4096 inputs; and of what would be more than 1 GiB together the largest have none.
+    A layer whose weight another one shares has none, nor one with more than 4096 inputs; and of what would be more than
+    1 GiB together the largest have none.
 
     Args:
-        module: gets hooks inside the context only.
+        module: gets hooks while it is watched only.
         structure: whose groups are cut.
         batches: in how many the examples come.
         seed: of the sample of positions of all batches together, 4 for each input of a layer and at least 4096, or
@@ -89,7 +91,6 @@ class InputMoments(Hooked):
     """
 
     def __init__(self, module: nn.Module, structure: Structure, batches: int, seed: int) -> None:
-        super().__init__()
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         owners = Counter(id(module.get_parameter(name)) for name in names)
         uses = dict.fromkeys((u.parameter, u.axis) for g in structure.groups for u in g.uses)
@@ -113,15 +114,9 @@ class InputMoments(Hooked):
         self._calls: Counter[str] = Counter()
         self._normalized: Counter[str] = Counter()
 
-    def __enter__(self) -> InputMoments:
-        for name in self._axes:
-            part = self._module.get_submodule(name)
-            self.handles.append(part.register_forward_pre_hook(self._watch(name), with_kwargs=True))
-            self.handles.append(part.register_forward_hook(self._remember(name)))
-        for part in self._module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                self.handles.append(part.register_forward_pre_hook(self._recognize))
-        return self
+    def watching(self) -> AbstractContextManager[None]:
+        """Batches run inside."""
+        return hooked(self._hooks())
 
     def by_parameter(self) -> dict[str, Moment]:
         """Name of a weight -> the moment of its inputs, in single precision."""
@@ -133,6 +128,15 @@ class InputMoments(Hooked):
             for parameter, axis in self._axes[layer].items():
                 found[parameter] = Moment(mean.float(), covariance.float(), sums.positions, axis, normalized)
         return found
+
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        for name in self._axes:
+            part = self._module.get_submodule(name)
+            yield part.register_forward_pre_hook(self._watch(name), with_kwargs=True)
+            yield part.register_forward_hook(self._remember(name))
+        for part in self._module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                yield part.register_forward_pre_hook(self._recognize)
 
     def _watch(self, name: str) -> Any:
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from autocompress.compress.grids import (
     smallest_scales,
     weight_scales,
 )
+from autocompress.compress.hooked import hooked
+from autocompress.compress.layers import evaluating
 from autocompress.compress.train import Trainer
 from autocompress.errors import CompressionError, InfeasibleError
 from autocompress.inputs import Inputs, apply, batch_size, call
@@ -195,7 +198,7 @@ def _observe(module: nn.Module, layers: Sequence[str], calibration: Inputs, quan
     readers: dict[tuple[int, int], str] = {}
     alive: list[Tensor] = []
 
-    def look(name: str) -> object:
+    def look(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             tensor = inputs[0]
             key = (id(tensor), tensor._version)  # what an operator changed in place is another tensor
@@ -210,25 +213,17 @@ def _observe(module: nn.Module, layers: Sequence[str], calibration: Inputs, quan
         return hook
 
     batches: dict[str, list[Tensor]] = {}
-    handles = [module.get_submodule(name).register_forward_pre_hook(look(name)) for name in dict.fromkeys(layers)]  # type: ignore[arg-type]
-    was = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), _plain_attention():
-            for number in range(passes(quantizer.calibrator)):
-                for start in range(0, batch_size(calibration), _BATCH):
-                    call(module, apply(lambda tensor, start=start: tensor[start : start + _BATCH], calibration))  # type: ignore[misc]
-                    for name, tensors in batches.items():
-                        observer = found.observers.setdefault(found.find(name), Observer(quantizer.calibrator))
-                        for tensor in tensors:
-                            observer.see(tensor.float().numpy(), f"input of {name}", number)
-                    for state in (readers, alive, batches):
-                        state.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for part, training in was.items():
-            part.training = training
+    hooks = (module.get_submodule(name).register_forward_pre_hook(look(name)) for name in dict.fromkeys(layers))
+    with hooked(hooks), evaluating(module), _plain_attention():
+        for number in range(passes(quantizer.calibrator)):
+            for start in range(0, batch_size(calibration), _BATCH):
+                call(module, apply(lambda tensor, start=start: tensor[start : start + _BATCH], calibration))  # type: ignore[misc]
+                for name, tensors in batches.items():
+                    observer = found.observers.setdefault(found.find(name), Observer(quantizer.calibrator))
+                    for tensor in tensors:
+                        observer.see(tensor.float().numpy(), f"input of {name}", number)
+                for state in (readers, alive, batches):
+                    state.clear()
     return found
 
 

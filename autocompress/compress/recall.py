@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from autocompress.compress.hooked import hooked
+
 #: Bytes that are kept at most, by default.
 LIMIT = 1 << 30
 
@@ -61,16 +63,12 @@ class Recall:
 
             return hook
 
-        handles = [
+        with hooked(
             part.register_forward_hook(keep(name), with_kwargs=True)
             for name, part in self._module.named_modules()
             if name in self._parts
-        ]
-        try:
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def use(self, module: nn.Module) -> Iterator[None]:

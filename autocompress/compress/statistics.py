@@ -237,7 +237,7 @@ def collect_statistics(
         order = derive_seed(seed, "statistics", "order")
         moments = InputMoments(probe, structure, full, seed)
         activations = Activations(probe, task.train)
-        with activations, moments:
+        with activations.watching(), moments.watching():
             for inputs, targets in islice(iterate(task.train, batch_size, shuffle=True, seed=order), full):
                 with activations.batch(targets):
                     torch.autograd.backward(task.loss(forward(probe, inputs), targets))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autocompress.compress.fast import run
+from autocompress.compress.hooked import hooked
 from autocompress.inputs import Inputs, batch_size
 
 #: How many layers are compared at most, spread evenly over the network.
@@ -89,12 +90,8 @@ def captured(module: nn.Module, taps: Sequence[Tap]) -> Iterator[list[Tensor]]:
 
         return hook
 
-    handles = [module.get_submodule(tap.name).register_forward_hook(keep(i, tap)) for i, tap in enumerate(taps)]
-    try:
+    with hooked(module.get_submodule(tap.name).register_forward_hook(keep(i, tap)) for i, tap in enumerate(taps)):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _outputs(module: nn.Module, example: Inputs) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ def test_a_cut_network_stays_nearer_to_the_dense_one(name: str) -> None:
         x = correlated(64 * 10, 6).reshape(64, 10, 6)
     task = task_of(x, torch.zeros(len(x), dtype=torch.int64))
     structure = find_structure(module, x[:2])
-    with InputMoments(module, structure, 1, seed=0) as found, torch.no_grad():
+    found = InputMoments(module, structure, 1, seed=0)
+    with found.watching(), torch.no_grad():
         wanted = module(x)
     statistics = Statistics({}, moments=found.by_parameter())
     cuts = [ChannelCut(group=g.name, keep=max(1, g.width // 2), criterion="random") for g in structure.groups]

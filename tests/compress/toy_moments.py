@@ -19,7 +19,8 @@ def correlated(n: int, *shape: int, seed: int = 0, rank: int = 4) -> Tensor:
 
 
 def moments_of(module: nn.Module, structure: Structure, *inputs: Tensor) -> dict[str, Moment]:
-    with InputMoments(module, structure, len(inputs), seed=0) as found, torch.no_grad():
+    found = InputMoments(module, structure, len(inputs), seed=0)
+    with found.watching(), torch.no_grad():
         for some in inputs:
             module(some)
     return found.by_parameter()
