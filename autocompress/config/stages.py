@@ -101,7 +101,8 @@ class SearchConfig(_Part):
         early_stop: end a recovery whose loss falls no more by a short fall of the learning rate.
         timeout_s: seconds after which a candidate is killed, at each rung.
         memory_gb: memory beyond which a candidate is killed.
-        max_failures: share of failed trials beyond which the search stops.
+        max_failures: share of failures in a run, among trials that had passed as many rungs, five at least, beyond
+            which the search stops.
     """
 
     trials: Count = 50

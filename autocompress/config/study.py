@@ -131,11 +131,15 @@ class Study(BaseModel):
         for bound in (limit.min, limit.max):
             if bound is not None and bound > 1.0:
                 raise ValueError(f"expected an accuracy from 0 to 1, got {bound}")
+        drop = value.get("worst_class_drop", Limit(max=0.0)).max
+        if drop is not None and drop < -1.0:
+            raise ValueError(f"expected worst_class_drop.max >= -1, the best that there is, got {drop}")
+        costs = set(FIXED) - {"worst_class_drop"}
         for name, limit in value.items():
             for side, bound in (("min", limit.min), ("max", limit.max)):
-                if name in FIXED and bound is not None and bound < 0.0:
+                if name in costs and bound is not None and bound < 0.0:
                     raise ValueError(f"expected {name}.{side} >= 0, as {name} is never below, got {bound}")
-            if name in FIXED and name != "accuracy" and limit.max == 0.0:
+            if name in costs and name != "accuracy" and limit.max == 0.0:
                 raise ValueError(f"expected {name}.max > 0, as {name} never is 0, got 0")
         measure = info.data.get("measure")
         for metric in measure.known_metrics if measure is not None else ():

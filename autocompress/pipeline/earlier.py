@@ -12,7 +12,7 @@ from autocompress.pipeline.finalists import Finals
 from autocompress.pipeline.folder import StudyFolder, read_record
 from autocompress.pipeline.prepare import Workbench
 from autocompress.pipeline.trials import load_trials, search_front
-from autocompress.records import Plan
+from autocompress.records import Plan, TrialRecord
 from autocompress.search.ledger import OWN
 from autocompress.space.explain import validate
 from autocompress.space.plan_entries import PlanFile
@@ -97,6 +97,30 @@ def earlier_plans(study: Study, reference: str) -> list[tuple[str, Plan]]:
         )
     # By what they are: places on the front of a study that goes on would be others at the next look.
     return [(f"{WARM}{Path(reference).name}-{plan.key[:8]}", plan) for plan in plans]
+
+
+def not_tried(bench: Workbench, trials: Sequence[TrialRecord]) -> list[str]:
+    """Names of a person's plans, and of those of an earlier study's that the space can express, that no trial has.
+
+    Raises:
+        ConfigError: as `plan_files` and `earlier_plans`.
+    """
+    settings = bench.study.search.seeds
+    asked = plan_files(bench, settings.plans)
+    if settings.warm_start:
+        asked += earlier_plans(bench.study, settings.warm_start)
+    names, keys = {t.origin for t in trials}, {t.plan.key for t in trials if t.plan is not None}
+    return [
+        name for name, plan in asked if f"seed:{name}" not in names and plan.key not in keys and _expresses(bench, plan)
+    ]
+
+
+def _expresses(bench: Workbench, plan: Plan) -> bool:
+    try:
+        bench.space.params(plan)
+    except InfeasibleError:
+        return False
+    return True
 
 
 def _earlier(study: Study, reference: str) -> Finals | Study:

@@ -92,7 +92,6 @@ class PlanGuide:
             )
             for group in space.structure.groups
         }
-        self._weights = sum(layer.weights for layer in self._work.layers(Plan()).values())
 
     @property
     def names(self) -> tuple[str, ...]:

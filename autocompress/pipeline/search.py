@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from autocompress.config import Study
 from autocompress.front.indicators import baseline_values, hypervolume, trace
-from autocompress.pipeline.earlier import WARM
+from autocompress.pipeline.earlier import WARM, not_tried
 from autocompress.pipeline.evaluate import evaluator_of
 from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.guide import PlanGuide, study_guide
@@ -24,6 +24,7 @@ from autocompress.search.executor import search
 from autocompress.search.ledger import ENDED, OWN, Ledger
 from autocompress.search.problem import Problem
 from autocompress.search.rungs import fidelities
+from autocompress.search.searcher import close_open
 from autocompress.search.settings import SearchSettings
 
 #: Seeds at most, but for those that were asked for: after so many, what was learnt from them finds better ones.
@@ -76,20 +77,24 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
     if already >= study.search.trials or (late and already):
         over = f"its {study.search.time_s:g} s are over" if late else "all are there"
         report.stage("search", f"{already} trials are done; {over}")
+        close_open(ledger, over_s=study.search.time_s if late else None)
+        if not late:
+            _say_without_room(log, not_tried(bench, ledger.trials()))
+        _forget_checkpoints(bench)
         return ledger.trials()
     size = bench.space.describe().splitlines()[0]
     report.stage("search", f"{study.search.trials - already} of {study.search.trials} trials; {size}")
     began = time.monotonic()
     guide = study_guide(bench, profile)
     # Before Ray starts, which takes seconds: from here on a study that is stopped has a front to recover.
-    ledger.enqueue(_seeds(bench, profile, guide, ledger), study.search.trials)
+    _say_without_room(log, ledger.enqueue(_seeds(bench, profile, guide, ledger), study.search.trials))
     log.spend("seeds", time.monotonic() - began)
     start_ray()
-    began = time.monotonic()
+    began, judged = time.monotonic(), ledger.count(*ENDED, "paused")
 
     def told(_: TrialRecord) -> None:
         state = search_state(study, bench.prepared.baseline, ledger.trials(), time.monotonic() - began)
-        report.searched(state.model_copy(update={"left_s": _left_s(study, state, already, spent_s)}))
+        report.searched(state.model_copy(update={"left_s": _left_s(study, state, judged, spent_s)}))
 
     try:
         search(
@@ -125,9 +130,23 @@ def search_candidates(bench: Workbench, profile: Profile, start_ray: Callable[[]
         )
     finally:
         log.spend("search", time.monotonic() - began)
-    # What was not promoted is never trained further; finalists begin anew.
-    shutil.rmtree(bench.folder.root / "checkpoints", ignore_errors=True)
+    _forget_checkpoints(bench)
     return ledger.trials()
+
+
+def _forget_checkpoints(bench: Workbench) -> None:
+    """What was not promoted is never trained further; finalists begin anew."""
+    shutil.rmtree(bench.folder.root / "checkpoints", ignore_errors=True)
+
+
+def _say_without_room(log: _Log, names: Sequence[str]) -> None:
+    """Of seeds that were asked for; others are as many as there is room for."""
+    asked = [name for name in names if name.startswith((OWN, WARM))]
+    if asked:
+        log.say(
+            f"search.seeds: expected room for all of plans and warm_start, got none left for {', '.join(asked)}, which "
+            "are not tried; raise search.trials"
+        )
 
 
 def _seeds(
@@ -160,9 +179,12 @@ def _busy_s(bench: Workbench, ledger: Ledger) -> float:
     return points[-1].seconds if points else 0.0
 
 
-def _left_s(study: Study, state: SearchState, already: int, spent_s: float) -> float | None:
-    """Seconds until the trials are done at this pace, or the time is over; None before one is done."""
-    fresh = state.done - already
+def _left_s(study: Study, state: SearchState, judged: int, spent_s: float) -> float | None:
+    """Seconds until the trials are done at this pace, or the time is over; None before one is done.
+
+    `judged` were done, as `state` counts them, when this process began.
+    """
+    fresh = state.done - judged
     left = (state.total - state.done) * state.elapsed_s / fresh if fresh > 0 else None
     if study.search.time_s is None:
         return left

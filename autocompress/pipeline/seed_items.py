@@ -166,14 +166,19 @@ def items_of(guide: PlanGuide, criterion: Criterion = "magnitude") -> Items:
 
 
 def _blocks(space: Space) -> Iterator[Item]:
-    depth = space.depth
-    free = [name for name, offered in depth.choices if len(offered) > 1]
-    if depth.limit is not None and depth.limit <= len(depth.forced):
-        return
+    free = _free(space)
     for name in free:
         around = tuple(f"block/{other}" for other in free if name.startswith(f"{other}."))
         key = f"block/{name}"
         yield Item(key, ({key: "keep"}, {key: "drop"}), around, drops=True)
+
+
+def _free(space: Space) -> list[str]:
+    """Blocks that may be left out or not."""
+    depth = space.depth
+    if depth.limit is not None and depth.limit <= len(depth.forced):
+        return []
+    return [name for name, offered in depth.choices if len(offered) > 1]
 
 
 def _widths(space: Space, criterion: Criterion) -> Iterator[Item]:
@@ -224,12 +229,9 @@ def _bits(space: Space) -> Iterator[Item]:
 
 def _around(space: Space, layers: tuple[str, ...]) -> tuple[str, ...]:
     """Items of the blocks that hold all of these layers."""
-    free = [name for name, offered in space.depth.choices if len(offered) > 1]
-    if space.depth.limit is not None and space.depth.limit <= len(space.depth.forced):
-        return ()
     return tuple(
         f"block/{name}"
-        for name in free
+        for name in _free(space)
         if layers and all(x in space.structure.block(name).layers or x.startswith(f"{name}.") for x in layers)
     )
 

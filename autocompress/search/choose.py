@@ -41,6 +41,8 @@ def choose_sampler(
     config: ChosenSampler | Auto,
     *,
     trials: int,
+    rungs: int = 1,
+    reduction: int = 3,
     space_log10_size: float,
     seconds_per_trial: float | None,
     problem: Problem,
@@ -50,6 +52,8 @@ def choose_sampler(
     Args:
         config: what was asked for; anything but `Auto` is kept.
         trials: that the study shall have in the end.
+        rungs: that they pass; only what passes the last one is a parent of evolution.
+        reduction: of so many at a rung one goes on.
         space_log10_size: log10 of the number of configurations, in [0, inf).
         seconds_per_trial: as far as they are known from earlier trials; None before any.
         problem: what is optimized.
@@ -67,7 +71,7 @@ def choose_sampler(
             Random(repeats=False),
             f"sampler random without repetition: the space has {size} configurations, which {trials} trials can list",
         )
-    population = int(np.clip(trials // 5, 8, 50))
+    population = int(np.clip(trials // reduction ** (rungs - 1) // 5, 8, 50))
     evolution: NSGA2 | NSGA3 = NSGA2(population_size=population)
     if len(problem.objectives) > MOST_CROWDED:
         evolution = NSGA3(population_size=population)

@@ -88,17 +88,23 @@ def search(
                     done = ledger.count(*ENDED)
                     raise stop.error(f"after {done} of {settings.trials} trials")
             searcher.close()
+            if stop:  # came with the last result: what follows must not go on as if nothing had been asked
+                raise stop.error(f"after all {ledger.count(*ENDED)} trials")
     trials = ledger.trials()
-    judged = any(t.measurement is not None or t.rungs for t in trials if t.state != "failed")
-    # Seeds that time left none for may still be recovered in full.
-    if judged or any(t.is_unseen_seed for t in trials):
+    if any(t.measurement is not None or t.rungs for t in trials if t.state != "failed"):
         return
     failed = [t for t in trials if t.state == "failed"]
-    if not failed:
+    late = f"no candidate was judged within search.time_s, {settings.time_s or 0.0:g} seconds"
+    # Seeds that time left none for may still be recovered in full.
+    if any(t.is_unseen_seed for t in trials):
+        on_message(f"{late}: the finalists are seeds that nothing is known of yet; give the search more time")
+    elif not failed:
+        raise SearchError(f"{late}; give the search more time")
+    else:
         raise SearchError(
-            f"no candidate was judged within search.time_s, {settings.time_s:g} seconds; give the search more time"
+            f"all {len(failed)} trials failed; mend the cause, then the same command goes on; the first, trial "
+            f"{failed[0].number}: {failed[0].reason}"
         )
-    raise SearchError(f"all {len(failed)} trials failed; the first, trial {failed[0].number}: {failed[0].reason}")
 
 
 def _proposer(
@@ -115,11 +121,14 @@ def _proposer(
     asked, unknown = settings.sampler, sorted(set(problem.objectives) - problem.dense.keys())
     if unknown and isinstance(asked, Surrogate):
         raise SearchError(
-            f"sampler surrogate: expected the dense model's value of every objective, got none of {unknown}"
+            f"sampler surrogate: expected the dense model's value of every objective, got none of {unknown}; take "
+            "another sampler, or leave the objective out"
         )
     choice = choose_sampler(
         settings.sampler,
         trials=settings.trials,
+        rungs=len(settings.rungs),
+        reduction=settings.reduction,
         space_log10_size=space.size(),
         seconds_per_trial=median(took) if took else None,
         problem=problem,

@@ -6,6 +6,7 @@ Everything else can be rebuilt from it. It is an Optuna study; Optuna's types do
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -86,7 +87,7 @@ class Ledger:
         self._bounds = tuple(bounds)
         self._records = TrialRecords()
         self._ids: dict[int, int] = {}
-        self._firsts: dict[str, int] | None = None
+        self._alike: defaultdict[str, list[int]] | None = None
 
     @classmethod
     def open(
@@ -170,33 +171,47 @@ class Ledger:
         return self._ids[number]
 
     def twin(self, candidate: Candidate) -> TrialRecord | None:
-        """The first trial of the same physical candidate, if that is another one and has not failed."""
-        if self._firsts is None:
-            self._firsts = {}
+        """The first trial of the same physical candidate that was judged, or still may be, if that is another one.
+
+        One that failed, that was stopped unbuilt, or that time ran out for before it was judged, stands for no other.
+        """
+        if self._alike is None:
+            self._alike = defaultdict(list)
             for trial in self.trials():
-                if trial.plan is not None and trial.state != "failed":
-                    self._firsts.setdefault(trial.plan.key, trial.number)
-        first = self._firsts.setdefault(candidate.plan.key, candidate.number)
-        if first < candidate.number and self.record(first).state == "failed":
-            first = self._firsts[candidate.plan.key] = candidate.number
-        return self.record(first) if first < candidate.number else None
+                if trial.plan is not None and _stands(trial):
+                    self._alike[trial.plan.key].append(trial.number)
+        numbers = self._alike[candidate.plan.key]
+        for number in numbers:
+            if number < candidate.number and _stands(found := self.record(number)):
+                return found
+        if candidate.number not in numbers:
+            numbers.append(candidate.number)
+        return None
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def enqueue(self, seeds: Sequence[tuple[str, dict[str, ParamValue]]], total: int) -> None:
+    def enqueue(self, seeds: Sequence[tuple[str, dict[str, ParamValue]]], total: int) -> list[str]:
         """Queue the seeds that are not in the ledger yet, as long as there are fewer than `total` trials.
 
         A seed is known by its name and its parameters: a plan file that was changed is another one.
+
+        Returns:
+            Names of those that no room was left for.
         """
         trials = self._frozen()
         present = {_identity(t.user_attrs.get("origin"), t.system_attrs.get("fixed_params")) for t in trials}
-        queued = 0
+        room, without = total - len(trials), []
         for name, params in seeds:
             seed = _identity(f"seed:{name}", params)
-            if seed not in present and queued < total - len(trials):
-                present.add(seed)
-                queued += 1
-                self._study.enqueue_trial(params, user_attrs={"origin": f"seed:{name}"})
+            if seed in present:
+                continue
+            if room <= 0:
+                without.append(name)
+                continue
+            present.add(seed)
+            room -= 1
+            self._study.enqueue_trial(params, user_attrs={"origin": f"seed:{name}"})
+        return without
 
     def unfinished(self) -> list[int]:
         """Numbers of trials that an earlier driver left running.
@@ -352,6 +367,11 @@ class Ledger:
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self._study._storage.set_trial_user_attr(self._id(number), key, value)
+
+
+def _stands(trial: TrialRecord) -> bool:
+    """Whether what the trial is worth is known, or will be, so that its network need not be built again."""
+    return trial.state != "failed" and (trial.state != "stopped" or bool(trial.rungs))
 
 
 def _identity(origin: str | None, params: Mapping[str, ParamValue] | None) -> tuple[str | None, str]:

@@ -48,6 +48,12 @@ class Problem:
     guide: Guide | None = None
 
     @property
+    def learnt(self) -> tuple[int, ...]:
+        """Indices of the objectives that training changes."""
+        names = learnt_names(self.metrics)
+        return tuple(i for i, name in enumerate(self.objectives) if name in names)
+
+    @property
     def cost_bounds(self) -> tuple[Bound, ...]:
         """Bounds that training does not change: a low accuracy says little before it."""
         return cost_bounds(self.bounds, self.metrics)
@@ -57,6 +63,15 @@ class Problem:
         return in_box(values, self.dense, self.objectives, self.metrics)
 
 
+def learnt_names(metrics: Iterable[Metric]) -> frozenset[str]:
+    """Names of what training changes; everything else is a cost.
+
+    Args:
+        metrics: those of the study.
+    """
+    return frozenset({*MAXIMIZED, "worst_class_drop", *(metric.name for metric in metrics)})
+
+
 def cost_bounds(bounds: Iterable[Bound], metrics: Iterable[Metric]) -> tuple[Bound, ...]:
     """Those of `bounds` that training does not change.
 
@@ -64,8 +79,8 @@ def cost_bounds(bounds: Iterable[Bound], metrics: Iterable[Metric]) -> tuple[Bou
         bounds: constraints.
         metrics: those of the study, which training changes.
     """
-    learnt = {*MAXIMIZED, "worst_class_drop", *(metric.name for metric in metrics)}
-    return tuple(bound for bound in bounds if bound.objective not in learnt)
+    names = learnt_names(metrics)
+    return tuple(bound for bound in bounds if bound.objective not in names)
 
 
 class Proposer(Protocol):

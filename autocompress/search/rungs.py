@@ -20,7 +20,7 @@ from itertools import pairwise
 import moocore
 import numpy as np
 
-from autocompress.records import MAXIMIZED, Fidelity, Plan, RungResult, TrialRecord, starts_untrained
+from autocompress.records import Fidelity, Plan, RungResult, TrialRecord, starts_untrained
 from autocompress.search.problem import Problem
 from autocompress.search.standings import Row, Standings, went_on
 
@@ -142,8 +142,8 @@ class Ladder:
         Returns:
             Numbers; none while there are too few.
         """
-        judged = [t for t in trials if _passed(t, begin) and (went_on(t, begin) or t.state == "paused")]
-        if begin == self.last or len(judged) < _CHECK_AFTER:
+        judged = [t for t in trials if _passed(t, begin) and t.state != "stopped"]
+        if begin == self.last or not self.problem.learnt or len(judged) < _CHECK_AFTER:
             return []
         latency = {t.number: _values(t, begin).get("latency_ms", 1.0) for t in judged}
         judged.sort(key=lambda t: latency[t.number])
@@ -154,8 +154,8 @@ class Ladder:
         )
         if len(alike) < _CHECKED:
             return []
-        column = _learnt_column(self.problem) or 0
-        order = np.argsort(self.problem.points([_values(t, begin) for t in alike])[:, column], kind="stable")
+        points = self.problem.points([_values(t, begin) for t in alike])
+        order = np.argsort(points[:, self.problem.learnt[0]], kind="stable")
         gone = [alike[i].number for i in order if went_on(alike[i], begin)][: _CHECKED - 2]
         rest = [alike[i].number for i in order if alike[i].number not in gone]
         places = np.linspace(0, len(rest) - 1, _CHECKED - len(gone)).round().astype(int)
@@ -163,6 +163,8 @@ class Ladder:
 
     def checked(self, trials: Sequence[TrialRecord], begin: int) -> tuple[int, str]:
         """The first rung that ranks well enough, and what there is to say; unchanged while too little is known.
+
+        Where training changes no objective there is nothing to check.
 
         Args:
             trials: of the ledger.
@@ -186,7 +188,9 @@ class Ladder:
         )
 
     def unchecked(self, trials: Sequence[TrialRecord], begin: int) -> str:
-        """What there is to say where the search ends before `checked` knows enough."""
+        """What there is to say where the search ends before `checked` knows enough; empty where it never would."""
+        if begin >= self.last or not self.problem.learnt:
+            return ""
         pairs = rank_agreement(trials, begin, self.problem)[1]
         return (
             f"whether {self.rungs[begin].epochs:g} epochs rank candidates as full training does was not found out: it "
@@ -204,15 +208,15 @@ def rank_agreement(trials: Sequence[TrialRecord], rung: int, problem: Problem) -
 
     Returns:
         Kendall's τ over pairs of complete trials that differ in the end and whose latencies are within a factor of
-        1.3, ties at the rung counting as 0, in the first learnt objective; and the number of pairs. τ is 0 without
-        a pair.
+        1.3, ties at the rung counting as 0, in the first objective that training changes; and the number of pairs. τ is
+        0 without a pair.
     """
-    column = _learnt_column(problem)
     done = [t for t in trials if t.state == "complete" and t.measurement is not None and _passed(t, rung)]
-    if column is None:
-        return 1.0, len(done)
-    early = problem.points([_values(t, rung) for t in done])[:, column] if done else np.empty(0)
-    late = problem.points([_complete(t) for t in done])[:, column] if done else np.empty(0)
+    if not done or not problem.learnt:
+        return 0.0, 0
+    column = problem.learnt[0]
+    early = problem.points([_values(t, rung) for t in done])[:, column]
+    late = problem.points([_complete(t) for t in done])[:, column]
     latency = np.array([_complete(t).get("latency_ms", 1.0) for t in done])
     signs = [
         float(np.sign(early[i] - early[j]) * np.sign(late[i] - late[j]))
@@ -221,12 +225,6 @@ def rank_agreement(trials: Sequence[TrialRecord], rung: int, problem: Problem) -
         if max(latency[i], latency[j]) <= _ALIKE * min(latency[i], latency[j]) and late[i] != late[j]
     ]
     return (float(np.mean(signs)) if signs else 0.0), len(signs)
-
-
-def _learnt_column(problem: Problem) -> int | None:
-    """Index of the first objective that training improves; None if none does."""
-    metrics = {metric.name for metric in problem.metrics}
-    return next((i for i, name in enumerate(problem.objectives) if name in MAXIMIZED or name in metrics), None)
 
 
 def _best(band: Sequence[Row], count: int) -> list[int]:

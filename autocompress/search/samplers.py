@@ -6,20 +6,12 @@ Optuna is imported only when a sampler is built, so that a study file is checked
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     import optuna
-
-
-class SamplerBuilder(Protocol):
-    """What the search needs of a sampler's configuration; a sampler of your own joins with one such object."""
-
-    def build(self, seed: int) -> optuna.samplers.BaseSampler:
-        """A fresh sampler whose random stream starts at `seed`."""
-        ...
 
 
 class _Sampler(BaseModel):
@@ -30,7 +22,8 @@ class NSGA2(_Sampler):
     """NSGA-II: non-dominated sorting and crowding distance. Cheap at any number of trials and parameters.
 
     Attributes:
-        population_size: candidates per generation; the first generation is the seeds and random points.
+        population_size: candidates per generation, of those that were trained in full; the first generation is the
+            seeds and random points.
         crossover_prob: probability that a child has two parents.
 
     References:
@@ -43,18 +36,16 @@ class NSGA2(_Sampler):
 
     def build(self, seed: int) -> optuna.samplers.BaseSampler:
         """A fresh sampler whose random stream starts at `seed`."""
-        import optuna
+        from autocompress.search.evolution import NSGAIISampler
 
-        return optuna.samplers.NSGAIISampler(
-            population_size=self.population_size, crossover_prob=self.crossover_prob, seed=seed
-        )
+        return NSGAIISampler(population_size=self.population_size, crossover_prob=self.crossover_prob, seed=seed)
 
 
 class NSGA3(_Sampler):
     """NSGA-III: reference directions in place of crowding distance, for three objectives and more.
 
     Attributes:
-        population_size: candidates per generation.
+        population_size: candidates per generation, of those that were trained in full.
         dividing_parameter: divisions of each axis between two objectives when reference directions are laid out.
 
     References:
@@ -72,9 +63,11 @@ class NSGA3(_Sampler):
 
         import optuna
 
+        from autocompress.search.evolution import NSGAIIISampler
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.NSGAIIISampler(
+            return NSGAIIISampler(
                 population_size=self.population_size, dividing_parameter=self.dividing_parameter, seed=seed
             )
 

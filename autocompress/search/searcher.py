@@ -23,6 +23,32 @@ _FAIR_TRIALS = 5
 _FIRST_RUNG, _PROBES = "first_rung", "probes"
 
 
+def close_open(ledger: Ledger, *, over_s: float | None) -> list[TrialRecord]:
+    """Stop candidates that nothing will run any longer.
+
+    Args:
+        ledger: of a search that nothing runs.
+        over_s: the seconds that the search might take, if they are over; None where its trials have ended: then what
+            runs is left alone.
+
+    Returns:
+        Those that were stopped.
+    """
+    closed = []
+    for trial in ledger.trials():
+        if trial.state == "paused":
+            epochs = trial.rungs[-1].fidelity.epochs
+            why = f"rung: not among the best of like latency after {epochs:g} epochs"
+            if over_s is not None:
+                why = f"rung: waited after {epochs:g} epochs when the time of the search was over"
+        elif trial.state == "running" and over_s is not None:
+            why = f"time: the {over_s:g} s of the search were over"
+        else:
+            continue
+        closed.append(ledger.stop(trial.number, why))
+    return closed
+
+
 class LedgerSearcher(Searcher):
     """Hands out candidates of the ledger, and tells it their outcomes.
 
@@ -92,22 +118,11 @@ class LedgerSearcher(Searcher):
 
     def close(self) -> None:
         """Close what nothing will run any longer: candidates that were not promoted, or that time ran out for."""
-        closed = None
-        if not self._checked and self._ladder.last > 0:
-            self._on_message(self._ladder.unchecked(self._ledger.trials(), self._begin))
-        for trial in self._ledger.trials():
-            if trial.state == "paused":
-                epochs = trial.rungs[-1].fidelity.epochs
-                why = f"rung: not among the best of like latency after {epochs:g} epochs"
-                if self.late:
-                    why = f"rung: waited after {epochs:g} epochs when the time of the search was over"
-            elif trial.state == "running" and self.late:
-                why = f"time: the {self._settings.time_s:g} s of the search were over"
-            else:
-                continue
-            closed = self._ledger.stop(trial.number, why)
-        if closed is not None:
-            self._on_trial(closed)
+        if not self._checked and (words := self._ladder.unchecked(self._ledger.trials(), self._begin)):
+            self._on_message(words)
+        closed = close_open(self._ledger, over_s=self._settings.time_s if self.late else None)
+        if closed:
+            self._on_trial(closed[-1])
 
     # --- Tune's calls -------------------------------------------------------------------------------------------
 
@@ -232,7 +247,9 @@ class LedgerSearcher(Searcher):
         """The paused trial that goes on next; those of no use are closed on the way."""
         while ready := self._ready():
             trial = self._ledger.record(ready[0])
-            why = self._hopeless(trial.plan) if trial.plan is not None else None
+            # What checks the first rung is trained in full whatever it is worth: without the bad ones all ranks agree.
+            needed = not self._checked and trial.number in self._probes
+            why = self._hopeless(trial.plan) if trial.plan is not None and not needed else None
             if why is None:
                 return trial.number
             self._on_trial(self._ledger.stop(trial.number, why))
@@ -326,6 +343,6 @@ class LedgerSearcher(Searcher):
             where = f" after {passed} rung{'s' * (passed > 1)}" if passed else ""
             self.error = SearchError(
                 f"{len(failures)} of {ended} trials failed{where}, over the limit of "
-                f"{self._settings.max_failures:.0%} (search.max_failures); the first, trial {first.number}: "
-                f"{first.reason}"
+                f"{self._settings.max_failures:.0%} (search.max_failures); mend the cause, then the same command goes "
+                f"on; the first, trial {first.number}: {first.reason}"
             )

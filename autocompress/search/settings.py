@@ -28,7 +28,8 @@ class SearchSettings(Record):
         spent_s: of it, by earlier runs of the same search.
         timeout_s: wall time of one candidate at one rung, in seconds.
         memory_gb: memory of one candidate's processes, in GiB.
-        max_failures: share of a run's trials that may fail before the search is given up, after five at least.
+        max_failures: share of a run's trials that had passed as many rungs, five at least, which may fail before the
+            search is given up.
         retries: how often a candidate whose process or Ray actor died is tried again.
     """
 

@@ -117,7 +117,8 @@ def draw_ends(outcome: Outcome, path: Path, title: str) -> None:
     figure.supxlabel("latency relative to dense", fontsize=9)
     figure.supylabel(f"error on the {split} split, %", fontsize=9)
     figure.suptitle(
-        f"{title}: last fronts, attained by 25, 50 and 75% of runs; dashed: half of ours; ×: 8 bits alone",
+        f"{title}: last fronts, attained by 25, 50 and 75% of runs{';' if columns > 2 else chr(10)}"
+        " dashed: half of ours; ×: 8 bits alone",
         fontsize=10,
         x=0.01,
         ha="left",

@@ -3,12 +3,13 @@
     python benchmarks/search/run.py --data FOLDER --weights FOLDER
 
 FOLDER of data holds ``cifar10.npz``, ``trec.train.txt`` and ``trec.test.txt``; FOLDER of weights holds
-``cifar10_resnet20x2.safetensors``, and ``minilm_trec.safetensors`` unless it is to be fine-tuned here. Every arm gets
-the same minutes on one core. Then every front that an arm would have returned at any of the moments is built anew by
-one recovery, read side by side and judged on the selection split; ``--test`` opens the test split for the last fronts.
+``cifar10_resnet20x2.safetensors``, and ``minilm_trec.safetensors`` unless it is to be fine-tuned here. Every arm of a
+command gets the same minutes on one core; what there is of others is kept. Then every front that an arm would have
+returned at any of the moments is built anew by one recovery, read side by side and judged on the selection split;
+``--test`` opens the test split for the last fronts.
 
 Every run and every judgement is kept as it ends: run again after a stop, in any session, it goes on. ``--report``
-computes nothing. How it is done: README.md; what came out: results.md.
+computes nothing. How it is done: README.md; what came out: results/results.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from environments import python_of
 from finals import SITTINGS, Kept, Request, files_of, read_latencies
 from jobs import served, side_by_side
 from outcome import DENSE, EIGHT, LONGER, Outcome, border, wanted
-from runs import Candidate, Run, path_of, read_runs
+from runs import Candidate, Run, read_runs
 from tables import page
 from works import HERE, WORKS, Places, Work
 
@@ -83,12 +84,12 @@ def main() -> None:
 
 def search(options: argparse.Namespace, places: Places, work: Work, until: float) -> None:
     """The runs that are missing, seed by seed, so that what there is is paired."""
-    missing = [
-        (arm, seed)
-        for seed in range(options.seeds)
-        for arm in options.arms
-        if not path_of(options.results, work.name, arm, seed).is_file()
-    ]
+    asked = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
+    minutes = {(run.arm, run.seed): run.minutes for run in read_runs(options.results, work.name)}
+    missing = [job for job in asked if job not in minutes]
+    for arm, seed in asked:
+        if minutes.get((arm, seed), options.minutes) != options.minutes:
+            say(f"{work.name}: {arm}, seed {seed}: kept, of {minutes[arm, seed]:g} minutes; remove it to run it anew")
 
     def one(job: tuple[str, int], core: int) -> None:
         arm, seed = job

@@ -17,16 +17,16 @@ from autocompress.errors import ConfigError
 from autocompress.pipeline.earlier import check_seeds, earlier_plans
 from autocompress.pipeline.evaluate import Evaluator
 from autocompress.pipeline.finalists import Finals
-from autocompress.pipeline.folder import StudyFolder, write_record
+from autocompress.pipeline.folder import StudyFolder, read_record, write_record
 from autocompress.pipeline.guide import PlanGuide, study_guide
 from autocompress.pipeline.prepare import Workbench, prepare
 from autocompress.pipeline.profile import Profile, profile
 from autocompress.pipeline.run import StudyRun
-from autocompress.pipeline.search import _seeds
+from autocompress.pipeline.search import _seeds, search_candidates
 from autocompress.pipeline.seed_items import items_of
 from autocompress.pipeline.seeds import find_seeds, in_turns, knapsack, ordered, seed_points, spread
 from autocompress.pipeline.trials import open_ledger, search_front
-from autocompress.records import ChannelCut, Estimate, Fidelity, Finalist, LayerBits, Plan
+from autocompress.records import ChannelCut, Estimate, Fidelity, Finalist, LayerBits, Plan, SearchLog
 from autocompress.search.ledger import Candidate, Ledger
 from autocompress.search.samplers import Random
 from autocompress.space.config import SpaceConfig, packaged_spaces
@@ -263,6 +263,42 @@ def test_all_of_a_persons_plans_are_tried_however_few_the_trials(
     assert begun(3, files) == ["plan-cut", "plan-bits", "plan-both"]
     assert len(begun(10, files)) == 5
     assert len(begun(100, ())) <= 16
+
+
+@pytest.mark.slow
+def test_a_search_that_is_over_names_plans_without_room_and_closes_what_is_open(
+    bench: Workbench, found: Profile, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"cuts: [{{match: '{bench.space.groups[0].name}', keep: 8}}]\n")
+    study = study_in(bench.study.output, "over", plans=[str(tmp_path / "mine.yaml")])
+    folder = StudyFolder(study.folder)
+    folder.root.mkdir()
+    ledger = open_ledger(study)
+    ledger.use(Random().build(0))
+
+    def over(**limits: Any) -> list[str]:
+        limited = study.model_copy(update={"search": study.search.model_copy(update=limits)})
+        asked = Workbench(limited, folder, bench.prepared)
+        return [trial.state for trial in search_candidates(asked, found, lambda: pytest.fail("nothing is left to run"))]
+
+    ledger.fail(_number(ledger, bench), "died: it did")
+    assert over(trials=1) == ["failed"]
+    told = read_record(folder.search_log, SearchLog)
+    assert told is not None
+    assert told.messages == (
+        "search.seeds: expected room for all of plans and warm_start, got none left for plan-mine, which are not tried;"
+        " raise search.trials",
+    )
+    write_record(folder.search_log, SearchLog(seconds={"search": 9.0}))
+    running = _number(ledger, bench)
+    assert over(trials=10, time_s=5.0) == ["failed", "stopped"]
+    assert open_ledger(study).record(running).reason == "time: the 5 s of the search were over"
+
+
+def _number(ledger: Ledger, bench: Workbench) -> int:
+    candidate = ledger.ask(bench.space)
+    assert isinstance(candidate, Candidate)
+    return candidate.number
 
 
 @pytest.mark.slow

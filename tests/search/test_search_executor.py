@@ -191,7 +191,12 @@ def test_a_search_ends_when_its_time_is_over_with_what_it_has(tmp_path: Path) ->
     # Seeds are worth something without having been judged: they are left for whoever chooses finalists.
     assert [t.state for t in run(tmp_path / "seeds", 50, time_s=4.0, spent_s=4.0)] == ["waiting", "waiting"]
     # So are those that ran when it was over.
-    late = run(tmp_path / "late", 50, seconds=30.0, timeout_s=60.0, time_s=4.0)
+    said: list[str] = []
+    late = run(tmp_path / "late", 50, seconds=30.0, timeout_s=60.0, time_s=4.0, on_message=said.append)
+    assert said == [
+        "no candidate was judged within search.time_s, 4 seconds: the finalists are seeds that nothing is known of yet; "
+        "give the search more time"
+    ]
     assert [t.reason for t in late] == ["time: the 4 s of the search were over"] * 2
     assert all(t.is_unseen_seed for t in late)
 

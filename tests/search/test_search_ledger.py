@@ -19,7 +19,7 @@ from toy_space import ToySpace
 from autocompress.errors import SearchError, StudyChangedError
 from autocompress.records import Bound
 from autocompress.search.ledger import Candidate, Ledger
-from autocompress.search.samplers import NSGA2, Random
+from autocompress.search.samplers import NSGA2, NSGA3, Random
 
 OBJECTIVES = ["accuracy", "latency_ms"]
 SPACE = ToySpace()
@@ -118,13 +118,62 @@ def test_seeds_are_queued_once_in_order_and_never_beyond_the_total(tmp_path: Pat
 
 def test_a_seed_that_was_changed_is_another_one_and_the_same_is_never_queued_twice(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
-    ledger.enqueue([("plan-mine", {"keep": 8, "bits": 32}), ("plan-mine", {"bits": 32, "keep": 8})], 10)
+    assert ledger.enqueue([("plan-mine", {"keep": 8, "bits": 32}), ("plan-mine", {"bits": 32, "keep": 8})], 10) == []
     assert ledger.count("waiting") == 1
     # Another file of the same name, or the same one edited.
     ledger.enqueue([("plan-mine", {"keep": 16, "bits": 32}), ("plan-mine", {"keep": 8, "bits": 32})], 10)
     again = opened(tmp_path)
     again.enqueue([("plan-mine", {"keep": 16, "bits": 32})], 10)
     assert [(t.origin, t.params["keep"]) for t in again.trials()] == [("seed:plan-mine", 8), ("seed:plan-mine", 16)]
+
+
+def test_seeds_without_room_are_named(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    seeds = [(f"plan-{keep}", {"keep": keep, "bits": 32}) for keep in (8, 16, 32)]
+    assert ledger.enqueue(seeds, 2) == ["plan-32"]
+    assert ledger.enqueue(seeds, 2) == ["plan-32"], "those that are there are not missed"
+    assert ledger.enqueue(seeds, 3) == []
+
+
+@pytest.mark.parametrize("config", [NSGA2(population_size=4), NSGA3(population_size=4)])
+def test_seeds_are_parents_of_evolution(tmp_path: Path, config: NSGA2 | NSGA3) -> None:
+    ledger = opened(tmp_path)
+    ledger.use(config.build(0))
+    ledger.enqueue([(str(keep), {"keep": keep, "bits": 32}) for keep in (8, 16, 24, 32)], 20)
+    for accuracy in (0.6, 0.7, 0.8, 0.9):
+        candidate = asked(ledger)
+        ledger.tell(candidate.number, reply(candidate, accuracy, accuracy))
+    proposed = asked(ledger)
+    study = optuna.load_study(study_name="toy", storage=_storage(tmp_path))
+    found = [
+        {name.partition(":")[2]: value for name, value in t.system_attrs.items()}["generation"] for t in study.trials
+    ]
+    assert found == [0, 0, 0, 0, 1], "a generation of seeds, and the first of its children"
+    # Of children of these every setting is some parent's, or mutated.
+    assert proposed.number == 4
+
+
+def test_a_candidate_is_answered_by_what_was_judged_and_by_nothing_else(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.enqueue([(f"plan-{i}", {"keep": 16, "bits": 32}) for i in range(6)], 20)
+    failed, hopeless, late, judged, repeat, complete = (asked(ledger) for _ in range(6))
+    assert ledger.twin(hopeless) is not None, "the first may still be judged"
+    ledger.fail(failed.number, "died: it did")
+    assert ledger.twin(hopeless) is None
+    ledger.stop(hopeless.number, "hopeless: predicted so")
+    ledger.stop(late.number, "time: over")
+    assert ledger.twin(judged) is None, "neither was built"
+    result = {k: v for k, v in reply(judged).items() if k in ("plan_key", "values")}
+    ledger.judge(judged.number, {**result, "fidelity": {"epochs": 0.0, "rung": 0}})
+    ledger.stop(judged.number, "rung: not among the best")
+    for candidate in (repeat, complete):
+        found = ledger.twin(candidate)
+        assert found is not None
+        assert found.number == judged.number
+    # Read again from the file it is the same.
+    again = opened(tmp_path).twin(complete)
+    assert again is not None
+    assert again.number == judged.number
 
 
 def test_what_a_rung_says_reaches_no_sampler(tmp_path: Path) -> None:

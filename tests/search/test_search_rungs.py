@@ -146,6 +146,26 @@ def test_a_rung_that_does_not_rank_is_lengthened_to_the_first_that_does() -> Non
     assert "lengthened to 1 epochs" in words
 
 
+def test_the_drop_of_the_worst_class_is_learnt_and_costs_alone_are_not_checked() -> None:
+    def judged(number: int, early: float, late: float) -> TrialRecord:
+        found = trial(number, (0.8, 0.5), full=0.8)
+        assert found.measurement is not None
+        values = {"latency_ms": Estimate.exact(0.5)}
+        rung = found.rungs[0].model_copy(update={"values": {**values, "worst_class_drop": Estimate.exact(early)}})
+        full = {**values, "worst_class_drop": Estimate.exact(late)}
+        measured = found.measurement.model_copy(update={"values": full})
+        return found.model_copy(update={"rungs": (rung,), "measurement": measured})
+
+    trials = [judged(n, 0.01 * n, 0.05 - 0.01 * n) for n in range(5)]
+    dense = {"worst_class_drop": 0.0, "latency_ms": 1.0}
+    drop = Problem(objectives=("worst_class_drop", "latency_ms"), dense=dense)
+    assert rank_agreement(trials, 0, drop) == (-1.0, 10)
+    costs = ladder(0.0, 1.0, problem=Problem(objectives=("latency_ms",), dense=dense))
+    assert costs.checked(trials, 0) == (0, "")
+    assert costs.unchecked(trials, 0) == ""
+    assert costs.probes([trial(n, (0.5, 0.5)) for n in range(12)], begin=0) == []
+
+
 def test_candidates_of_unlike_latency_are_no_pairs_and_too_few_pairs_decide_nothing() -> None:
     trials = [trial(n, (0.5, 0.1 * 2**n), full=0.8) for n in range(5)]
     assert rank_agreement(trials, 0, PROBLEM) == (0.0, 0)

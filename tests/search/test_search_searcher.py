@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from toy_evaluator import build
 from toy_space import ToySpace
 
 from autocompress.errors import SearchError
-from autocompress.records import Bound, TrialRecord
+from autocompress.records import Bound, Plan, TrialRecord
+from autocompress.search.choose import DistinctProposer
 from autocompress.search.ledger import Ledger
-from autocompress.search.problem import Problem
+from autocompress.search.problem import Problem, Proposer
 from autocompress.search.rungs import Ladder, fidelities
 from autocompress.search.samplers import Random
-from autocompress.search.searcher import LedgerSearcher
+from autocompress.search.searcher import LedgerSearcher, close_open
 from autocompress.search.settings import SearchSettings
 
 OBJECTIVES = ("accuracy", "latency_ms")
@@ -28,7 +29,14 @@ RUNGS = fidelities((0.0, 0.25, 1.0))
 class Search:
     """A search of one worker, driven as Tune does it."""
 
-    def __init__(self, folder: Path, trials: int = 30, bounds: tuple[Bound, ...] = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trials: int = 30,
+        bounds: tuple[Bound, ...] = (),
+        proposer: Proposer | None = None,
+        **settings: Any,
+    ) -> None:
         self.messages: list[str] = []
         self.ledger = Ledger.open(folder / "journal.log", "toy", OBJECTIVES, bounds)
         self.ledger.use(Random().build(self.ledger.count()))
@@ -36,7 +44,7 @@ class Search:
         problem = Problem(objectives=OBJECTIVES, dense=DENSE, bounds=bounds)
         ladder = Ladder(RUNGS, asked.reduction, asked.bands, problem)
         self.searcher = LedgerSearcher(
-            self.ledger, ToySpace(), asked, ladder, 1, None, lambda trial: None, self.messages.append
+            self.ledger, ToySpace(), asked, ladder, 1, proposer, lambda trial: None, self.messages.append
         )
 
     def run(self, evaluate: Callable[[dict[str, Any]], dict[str, Any]], stays: int = 10_000) -> tuple[TrialRecord, ...]:
@@ -85,6 +93,29 @@ def test_a_rung_lets_one_of_three_go_on_beside_five_that_check_it(tmp_path: Path
     assert sum(trials[n].state == "complete" for n in probes) >= 4, "trained in full, unless the check was over before"
 
 
+class _Pessimist(DistinctProposer):
+    """Sees no hope for anything any more once the check of the first rung is chosen."""
+
+    def __init__(self) -> None:
+        super().__init__(ToySpace(), 0)
+        self.chosen: Callable[[], bool] = lambda: False
+
+    def hopeless(self, plan: Plan, trials: Sequence[TrialRecord]) -> str | None:
+        return "it is predicted so" if self.chosen() else None
+
+
+def test_what_checks_a_rung_is_trained_in_full_whatever_is_predicted_of_it(tmp_path: Path) -> None:
+    pessimist = _Pessimist()
+    search = Search(tmp_path, proposer=pessimist)
+    pessimist.chosen = lambda: search.ledger.noted("probes") is not None
+    trials = search.run(build())
+    assert any(t.reason.startswith("hopeless: it is predicted so") for t in trials)
+    assert search.messages, "the check was made"
+    assert "0 epochs rank candidates as full training does" in search.messages[0]
+    probes = json.loads(search.ledger.noted("probes"))
+    assert sum(trials[n].state == "complete" for n in probes) >= 4
+
+
 def test_a_search_that_is_taken_up_again_checks_with_the_same(tmp_path: Path) -> None:
     first = Search(tmp_path)
     stays = 1
@@ -127,6 +158,21 @@ def test_what_time_ended_while_it_waited_is_said_so(tmp_path: Path) -> None:
     assert {t.reason.partition(" ")[0] for t in waited} == {"rung:"}
     assert all("epochs when the time of the search was over" in t.reason for t in waited)
     assert "was not found out: it takes 8 pairs" in search.messages[-1]
+
+
+def test_what_is_left_open_is_closed_by_whoever_comes_too_late(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    search.run(build(), stays=8)
+    search.searcher.suggest("left running")
+    states = [t.state for t in search.ledger.trials()]
+    waited = states.count("paused")
+    assert waited
+    assert "running" in states
+    closed = close_open(search.ledger, over_s=60.0)
+    assert len(closed) == waited + 1
+    assert {t.state for t in search.ledger.trials()} <= {"complete", "stopped"}
+    assert [t.reason for t in closed if t.reason.startswith("time")] == ["time: the 60 s of the search were over"]
+    assert close_open(search.ledger, over_s=60.0) == []
 
 
 def test_a_stop_is_heard_while_candidates_end_unbuilt(tmp_path: Path) -> None:
