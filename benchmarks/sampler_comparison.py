@@ -291,8 +291,8 @@ def report(kept: Kept, seeds: int) -> str:
         "",
         "Milliseconds of asks after so many ended trials that took so many seconds each (`--asking`). The surrogate's "
         "first reads the whole ledger, loads scikit-learn and fits; the mean and the largest are of 40 more. NSGA-II "
-        "asks by way of a ledger in a file; of more than 3000 trials `auto` picks it. The surrogate's were taken while "
-        "others used the machine's two cores, several times over.",
+        "asks by way of a ledger in a file; of more than 3000 trials `auto` picks it. Taken one after the other, "
+        "while nothing else runs.",
         "",
     ]
     table_of_asks = table(
