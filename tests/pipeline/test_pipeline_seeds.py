@@ -281,7 +281,12 @@ def test_a_search_that_is_over_names_plans_without_room_and_closes_what_is_open(
         asked = Workbench(limited, folder, bench.prepared)
         return [trial.state for trial in search_candidates(asked, found, lambda: pytest.fail("nothing is left to run"))]
 
-    ledger.fail(_number(ledger, bench), "died: it did")
+    def begun() -> int:
+        candidate = ledger.ask(bench.space)
+        assert isinstance(candidate, Candidate)
+        return candidate.number
+
+    ledger.fail(begun(), "died: it did")
     assert over(trials=1) == ["failed"]
     told = read_record(folder.search_log, SearchLog)
     assert told is not None
@@ -290,15 +295,9 @@ def test_a_search_that_is_over_names_plans_without_room_and_closes_what_is_open(
         " raise search.trials",
     )
     write_record(folder.search_log, SearchLog(seconds={"search": 9.0}))
-    running = _number(ledger, bench)
+    running = begun()
     assert over(trials=10, time_s=5.0) == ["failed", "stopped"]
     assert open_ledger(study).record(running).reason == "time: the 5 s of the search were over"
-
-
-def _number(ledger: Ledger, bench: Workbench) -> int:
-    candidate = ledger.ask(bench.space)
-    assert isinstance(candidate, Candidate)
-    return candidate.number
 
 
 @pytest.mark.slow

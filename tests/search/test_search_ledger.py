@@ -143,14 +143,12 @@ def test_seeds_are_parents_of_evolution(tmp_path: Path, config: NSGA2 | NSGA3) -
     for accuracy in (0.6, 0.7, 0.8, 0.9):
         candidate = asked(ledger)
         ledger.tell(candidate.number, reply(candidate, accuracy, accuracy))
-    proposed = asked(ledger)
+    asked(ledger)
     study = optuna.load_study(study_name="toy", storage=_storage(tmp_path))
     found = [
         {name.partition(":")[2]: value for name, value in t.system_attrs.items()}["generation"] for t in study.trials
     ]
     assert found == [0, 0, 0, 0, 1], "a generation of seeds, and the first of its children"
-    # Of children of these every setting is some parent's, or mutated.
-    assert proposed.number == 4
 
 
 def test_a_candidate_is_answered_by_what_was_judged_and_by_nothing_else(tmp_path: Path) -> None:
